@@ -1,0 +1,716 @@
+"""What both scripts share: options, the data, 224×224 RGB images, evaluation, W&B, output files.
+
+Read it from top to bottom, in that order.
+"""
+
+import argparse
+import contextlib
+import csv
+import gzip
+import hashlib
+import http.client
+import json
+import math
+import netrc
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn
+
+START = time.perf_counter()  # before the slow imports: a user waits for them, too
+
+# Set before Keras is imported: the scripts need TensorFlow underneath, whatever keras.json says,
+# and TensorFlow's notes on absent GPU drivers and CPU features would bury the results.
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+import wandb
+
+# ------------------------------------------------------------------------ errors and options
+
+
+class UserError(Exception):
+    """What the user can put right: the message says what is wrong and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A value on the command line that cannot be used."""
+
+    exit_code = 2
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Calls `main` and ends the process: exit code 0; 1 or 2 for an error; 130 for Ctrl-C."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+        sys.exit(0)
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"\n{script}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _number(convert: type, accepts: Callable[[float], bool], expected: str) -> Callable:
+    """An `argparse` type that says what it expected."""
+
+    def parse(text: str) -> float:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = math.nan  # fails every comparison
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, lambda value: value >= 1, "a whole number from 1")
+seed_int = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+dropout_rate = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+accuracy_share = _number(
+    float, lambda value: 0 < value <= 1, "an accuracy between 0 and 1, such as 0.9"
+)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Every default shown, the description as it is written."""
+
+
+def option_parser(description: str, model: str) -> argparse.ArgumentParser:
+    """The options that both scripts have; `model` is the script's name.
+
+    A script adds its own and sets the defaults of `--epochs` and the like by `set_defaults`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
+    parser.set_defaults(model=model)
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder with the four IDX files; None looks in Keras' cache and in the Debian "
+        "package's folder, then downloads",
+    )
+    for split, whole in ("train", "55,000"), ("validation", "5,000"), ("test", "10,000"):
+        data.add_argument(
+            f"--{split}-size",
+            type=positive_int,
+            metavar="N",
+            help=f"use N class-balanced {split} images; None is all {whole}",
+        )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=positive_int, help="passes over the training images")
+    training.add_argument("--batch-size", type=positive_int, help="images per training step")
+    training.add_argument(
+        "--learning-rate", type=positive_float, default=1e-3, help="Adam's, at the start"
+    )
+    training.add_argument(
+        "--seed", type=seed_int, default=0, help="of initial weights, shuffling and dropout"
+    )
+
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("outputs") / model,
+        help="gets model.keras, history.csv and metrics.json",
+    )
+    results.add_argument(
+        "--require-accuracy",
+        type=accuracy_share,
+        metavar="X",
+        help="exit with 1 if the validation accuracy ends below X (0.9 is 90 %%)",
+    )
+    results.add_argument(
+        "--wandb",
+        choices=("auto", "online", "offline", "disabled"),
+        default="auto",
+        help="Weights & Biases; auto is online where a key is configured, else offline",
+    )
+    results.add_argument("--project", default="fashion-mnist", help="W&B project")
+    return parser
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parses the command line; `--batch_size` (as a W&B sweep writes it) is `--batch-size`."""
+    return parser.parse_args(
+        re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in sys.argv[1:]
+    )
+
+
+# -------------------------------------------------------------------------------------- data
+
+CLASS_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+# SHA-256 of the decompressed files: the .gz around them differ between distributors.
+FASHION_MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+KERAS_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+SPLIT_SEED = 2017  # the data set's year; fixed, so that every run validates on the same images
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of train, validation and test, in an order in which every prefix is class-balanced.
+
+    A subset is a prefix, so smaller subsets are nested in larger ones, and what is computed for
+    each image of a subset is of use to every other subset.
+    """
+
+    all_images: np.ndarray  # uint8 (M, 28, 28)
+    all_labels: np.ndarray  # int32 (M,)
+    size: int  # N <= M: how many of them are used
+
+    @property
+    def images(self) -> np.ndarray:
+        """The images in use, uint8 (N, 28, 28)."""
+        return self.all_images[: self.size]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their labels, int32 (N,), from 0 to 9."""
+        return self.all_labels[: self.size]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all M images, in their order."""
+        return hashlib.sha256(self.all_images).hexdigest()
+
+
+@dataclass(frozen=True)
+class FashionMNIST:
+    """The three splits, and what they were read from."""
+
+    train: Split
+    validation: Split
+    test: Split
+    source: str
+    sha256: dict[str, str]  # of each file, decompressed
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three by name, in the order train, validation, test."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def record(self) -> dict[str, object]:
+        """What a run notes about its data."""
+        sizes = {name: split.size for name, split in self.splits.items()}
+        return {"source": self.source, **sizes, "sha256": self.sha256}
+
+
+class _BadData(Exception):
+    """Why a source of the data set cannot be used."""
+
+
+def load_fashion_mnist(
+    data_dir: Path | None = None,
+    train_size: int | None = None,
+    validation_size: int | None = None,
+    test_size: int | None = None,
+) -> FashionMNIST:
+    """Finds, verifies and splits Fashion-MNIST; prints a line that says where it was found.
+
+    A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split,
+    the same for every run.
+
+    Args:
+        data_dir: the only folder to look in. One with a `SHA256SUMS` file is held to that (another
+            data set in the same format, such as a sample); any other must hold Fashion-MNIST.
+        train_size, validation_size, test_size: use only so many images, class-balanced.
+
+    Raises:
+        UserError: no source works; the message lists each with its reason.
+        UsageError: a size is larger than its split.
+    """
+    arrays, source, sha256 = _read_folder(data_dir) if data_dir else _find_fashion_mnist()
+
+    def ordered(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = arrays[f"{name}-images-idx3-ubyte"], arrays[f"{name}-labels-idx1-ubyte"]
+        order = _class_balanced_order(labels, seed)
+        return images[order], labels[order].astype("int32")
+
+    def split(name: str, images: np.ndarray, labels: np.ndarray, size: int | None) -> Split:
+        if size and size > len(images):
+            raise UsageError(f"--{name}-size {size}: there are {len(images)} {name} images")
+        return Split(images, labels, size or len(images))
+
+    images, labels = ordered("train", SPLIT_SEED)
+    held_out = len(images) // 12
+    data = FashionMNIST(
+        split("train", images[held_out:], labels[held_out:], train_size),
+        split("validation", images[:held_out], labels[:held_out], validation_size),
+        split("test", *ordered("t10k", SPLIT_SEED), test_size),
+        source,
+        sha256,
+    )
+    print(
+        f"Data: {data.train.size:,} training, {data.validation.size:,} validation and "
+        f"{data.test.size:,} test images from {source}"
+    )
+    return data
+
+
+def _class_balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A shuffled order that takes one image of each class in turn, as long as there are any."""
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    turn = np.concatenate([np.arange(count) for count in np.bincount(labels)])
+    return by_class[np.argsort(turn, kind="stable")]
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
+    """The arrays of `--data-dir`, its description and the digests it was held to."""
+    expected, source = FASHION_MNIST_SHA256, f"{folder} (--data-dir)"
+    try:
+        if (sums := folder / "SHA256SUMS").exists():
+            lines = [line.split() for line in sums.read_text().splitlines()]
+            expected = {name: digest for digest, name in lines}
+            source = f"{folder} (--data-dir, by its own SHA256SUMS)"
+            if expected.keys() != FASHION_MNIST_SHA256.keys():
+                raise _BadData(f"{sums} must name {', '.join(FASHION_MNIST_SHA256)}")
+        return _read_files(folder, expected), source, expected
+    except (_BadData, OSError, ValueError) as error:
+        raise UserError(f"--data-dir: {error}") from None
+
+
+def _find_fashion_mnist() -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
+    """The arrays of the first source that works, its description and its digests."""
+    # Where keras.datasets.fashion_mnist.load_data() keeps its files, too.
+    keras_home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    cache = keras_home / "datasets" / "fashion-mnist"
+    tried = []
+    for name, folder, fetch in (
+        ("Keras' cache", cache, None),
+        (f"Debian package {DEBIAN_PACKAGE}", DEBIAN_FOLDER, None),
+        ("Keras' download", cache, _download),
+        (f"apt-get download {DEBIAN_PACKAGE}", cache, _fetch_debian_package),
+    ):
+        try:
+            if fetch:
+                print(f"Fetching Fashion-MNIST, 30 MB: {name} …", flush=True)
+                _store(folder, fetch)
+            arrays = _read_files(folder, FASHION_MNIST_SHA256)
+            return arrays, f"{folder} ({name})", FASHION_MNIST_SHA256
+        except (_BadData, OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
+            tried.append(f"{name}: {error}")
+            if not isinstance(error, FileNotFoundError) and not fetch:
+                print(f"Not used: {error}", file=sys.stderr)
+    raise UserError(
+        "Fashion-MNIST was not found:\n  "
+        + "\n  ".join(tried)
+        + f"\nEither `apt-get install {DEBIAN_PACKAGE}` (Debian, Ubuntu), or put the four "
+        "files of https://github.com/zalandoresearch/fashion-mnist into a folder and give it "
+        "as --data-dir."
+    )
+
+
+def _read_files(folder: Path, expected: dict[str, str]) -> dict[str, np.ndarray]:
+    """The four verified arrays of a folder, from `NAME.gz` or `NAME`.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        _BadData: a file is not what it should be.
+    """
+    arrays = {}
+    for name, sha256 in expected.items():
+        path = folder / f"{name}.gz"
+        if not path.exists() and not (path := folder / name).exists():
+            raise FileNotFoundError(f"there is no {folder / name}.gz")
+        arrays[name] = _parse_idx(path.read_bytes(), sha256, path)
+    for part in "train", "t10k":
+        images, labels = arrays[f"{part}-images-idx3-ubyte"], arrays[f"{part}-labels-idx1-ubyte"]
+        if images.shape != (len(labels), 28, 28) or labels.max() >= len(CLASS_NAMES):
+            raise _BadData(f"{folder}: {part} has images {images.shape}, labels {labels.shape}")
+    return arrays
+
+
+def _parse_idx(content: bytes, sha256: str, origin: object) -> np.ndarray:
+    """The uint8 array of an IDX file, gzipped or not. Format: yann.lecun.com/exdb/mnist.
+
+    Raises:
+        _BadData: it is damaged, has another SHA-256 than expected, or is not IDX.
+    """
+    try:
+        payload = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise _BadData(f"{origin} is damaged: {error}") from None
+    if (found := hashlib.sha256(payload).hexdigest()) != sha256:
+        raise _BadData(f"{origin} has SHA-256 {found}, expected {sha256}")
+    dimensions = payload[3] if payload[:3] == b"\0\0\x08" else 0  # 8: unsigned bytes
+    shape = np.frombuffer(payload, ">u4", dimensions, offset=4)
+    if not dimensions or len(payload) != 4 + 4 * dimensions + math.prod(shape.tolist()):
+        raise _BadData(f"{origin} is not an IDX file of unsigned bytes")
+    return np.frombuffer(payload, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _store(folder: Path, fetch: Callable[[], Iterator[tuple[str, bytes]]]) -> None:
+    """Puts fetched .gz files into a folder, each verified first and then moved into place whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
+        for name, content in fetch():
+            _parse_idx(content, FASHION_MNIST_SHA256[name], f"the fetched {name}.gz")
+            part = Path(temporary) / name
+            part.write_bytes(content)
+            part.replace(folder / f"{name}.gz")
+
+
+def _download() -> Iterator[tuple[str, bytes]]:
+    """The four files from where `keras.datasets` has them."""
+    for name in FASHION_MNIST_SHA256:
+        # 8 s without a byte: no network. What cannot be had must say so soon.
+        with urllib.request.urlopen(f"{KERAS_URL}{name}.gz", timeout=8) as response:
+            yield name, response.read()
+
+
+def _fetch_debian_package() -> Iterator[tuple[str, bytes]]:
+    """The four files from the Debian package, without root: nothing on the system changes."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        for folder in "lists/partial", "cache/archives/partial", "package", "files":
+            (root / folder).mkdir(parents=True)
+        private = (f"Dir::State::Lists={root}/lists", f"Dir::Cache={root}/cache")
+        settings = (*private, "Debug::NoLocking=1", "Acquire::Languages=none", "Acquire::Retries=0")
+        apt_get = ["apt-get", "-qq", *(word for value in settings for word in ("-o", value))]
+        for command, timeout in (
+            ([*apt_get, "update"], 15),
+            ([*apt_get, "download", DEBIAN_PACKAGE], 600),
+            (["sh", "-c", "dpkg-deb -x *.deb ../files"], 60),
+        ):
+            done = subprocess.run(
+                command, cwd=root / "package", timeout=timeout, capture_output=True, text=True
+            )
+            if done.returncode:
+                reason = done.stderr.strip() or f"exit code {done.returncode}"
+                raise _BadData(f"`{command[0]} … {command[-1]}`: {reason.splitlines()[-1]}")
+        for name in FASHION_MNIST_SHA256:
+            yield (
+                name,
+                (root / "files" / DEBIAN_FOLDER.relative_to("/") / f"{name}.gz").read_bytes(),
+            )
+
+
+# ------------------------------------------------------------------------------------ images
+
+
+def to_rgb(images: keras.KerasTensor, size: int) -> keras.KerasTensor:
+    """Enlarges gray images as a part of a model: uint8 (N, 28, 28) → float32 (N, size, size, 3).
+
+    Bilinear with half-pixel centres (as Pillow and `tf.image` do it), values still from 0 to 255,
+    the gray channel three times: what a backbone's `preprocess_input` expects.
+    """
+    gray = keras.layers.Rescaling(1.0, dtype="float32")(images)
+    gray = keras.layers.Reshape((*images.shape[1:], 1), dtype="float32")(gray)
+    gray = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")(gray)
+    return keras.ops.repeat(gray, 3, axis=-1)
+
+
+# ----------------------------------------------------------------- training and evaluation
+
+
+class EpochLog(keras.callbacks.Callback):
+    """Notes each epoch's metrics, learning rate and seconds, and sends them to W&B.
+
+    `wandb.integration.keras.WandbMetricsLogger` is not used: with `steps_per_execution` it counts
+    executions for steps, and so logs a wrong learning rate from a schedule.
+    """
+
+    def __init__(self, run: wandb.Run) -> None:
+        """`run` is the open W&B run; `rows` will hold a dictionary for each epoch."""
+        super().__init__()
+        self.run = run
+        self.rows: list[dict[str, float]] = []
+        run.define_metric("epoch/epoch")
+        run.define_metric("epoch/*", step_metric="epoch/epoch")
+        run.define_metric("epoch/val_accuracy", step_metric="epoch/epoch", summary="max,last")
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Notes when, and at which learning rate, the epoch begins."""
+        self.start = time.perf_counter()
+        self.learning_rate = float(self.model.optimizer.learning_rate)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Keeps and logs the epoch's row.
+
+        Raises:
+            UserError: the loss is no longer a number.
+        """
+        row = {"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}}
+        row |= {"learning_rate": self.learning_rate, "seconds": time.perf_counter() - self.start}
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"the loss in epoch {epoch + 1} is {row['loss']}; try a lower --learning-rate"
+            )
+        self.rows.append(row)
+        self.run.log({f"epoch/{name}": value for name, value in row.items()})
+
+
+def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:
+    """Ends a training after `patience` epochs that bring no better validation accuracy.
+
+    The weights are those of the best epoch, whether or not the training ended early.
+    """
+    return keras.callbacks.EarlyStopping(
+        "val_accuracy", mode="max", patience=patience, restore_best_weights=True
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's probabilities, float (N, 10), for images with these labels, int (N,)."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images whose likeliest class is the right one."""
+        return float(np.mean(self.probabilities.argmax(axis=1) == self.labels))
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy in nats; probabilities below 1e-7 count as 1e-7, as in Keras."""
+        of_label = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return float(-np.log(np.maximum(of_label, 1e-7), dtype="float64").mean())
+
+    @property
+    def interval95(self) -> tuple[float, float]:
+        """Wilson's 95 % confidence interval of the accuracy (Wilson 1927)."""
+        n, p, z = len(self.labels), self.accuracy, 1.959964
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return centre - half, centre + half
+
+    def record(self) -> dict[str, object]:
+        """What a run notes about an evaluation."""
+        return {"accuracy": self.accuracy, "loss": self.loss, "interval95": self.interval95}
+
+
+def evaluate(model: keras.Model, inputs: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """The model's probabilities for all inputs, with their labels."""
+    return Evaluation(model.predict(inputs, batch_size=1000, verbose=0), labels)
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Notes how long the block took, in seconds, as `seconds[name]`."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
+
+
+# ------------------------------------------------------------------------ Weights & Biases
+
+
+def start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Run:
+    """Starts the W&B run, to be used in a `with`; never prompts, never fails for want of W&B.
+
+    Its config is every option, and what `record` has so far on versions, data and weights.
+    """
+    config = record["config"] | {name: record[name] for name in ("versions", "data", "weights")}
+    settings = wandb.setup().settings
+    mode = options.wandb
+    if mode == "auto":
+        # Not "online" (the default) where WANDB_MODE or `wandb offline` says so.
+        mode = settings.mode if settings.mode != "online" else None
+        mode = mode or ("online" if _has_wandb_key(settings.base_url) else "offline")
+    elif mode == "online" and not _has_wandb_key(settings.base_url):
+        print("W&B: no key, so this run stays offline; `wandb login` configures one.")
+        mode = "offline"
+
+    def init(mode: str, **settings: object) -> wandb.Run:
+        return wandb.init(
+            mode=mode,
+            project=options.project,
+            job_type="train",
+            tags=[options.model],
+            config=config,
+            settings=wandb.Settings(**settings),
+        )
+
+    if mode != "online":
+        return init(mode, silent=True)
+    try:
+        # wandb adds some 10 s to this time limit.
+        return init(mode, init_timeout=8)
+    except wandb.Error as error:
+        print(f"W&B: no connection, so this run stays offline ({str(error).splitlines()[0]})")
+        return init("offline", silent=True)
+
+
+def _has_wandb_key(base_url: str) -> bool:
+    """Whether wandb would find credentials: in the environment or the netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urllib.parse.urlsplit(base_url).hostname
+    for path in os.environ.get("NETRC"), "~/.netrc", "~/_netrc":
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if path and netrc.netrc(Path(path).expanduser()).authenticators(host):
+                return True
+    return False
+
+
+# ------------------------------------------------------------------------------ output files
+
+OUTPUT_FILES = ("model.keras", "history.csv", "metrics.json")
+
+
+def cpu_info() -> dict[str, str]:
+    """`/proc/cpuinfo` of the first core: {"model name": …, "flags": …}; {} where there is none."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        return dict(re.split(r"\s*:\s?", line, maxsplit=1) for line in lines)
+    return {}
+
+
+def versions() -> dict[str, object]:
+    """What a run is computed with: software, processor, GPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "wandb": wandb.__version__,
+        "platform": platform.platform(),
+        "processor": cpu_info().get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpus": [tf.config.experimental.get_device_details(g).get("device_name") for g in gpus],
+    }
+
+
+def new_record(options: argparse.Namespace) -> dict[str, dict]:
+    """The start of `metrics.json`: {"model", "config", "versions", "seconds"}."""
+    config = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+    }
+    seconds = {"imports": round(time.perf_counter() - START, 2)}
+    return {"model": options.model, "config": config, "versions": versions(), "seconds": seconds}
+
+
+def prepare_output(folder: Path) -> None:
+    """Makes the output folder, before any work is done for it; says what will be replaced.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"--output-dir: {error}") from None
+    if existing := [name for name in OUTPUT_FILES if (folder / name).exists()]:
+        print(f"The end of this run replaces {', '.join(existing)} in {folder}")
+
+
+def save_results(
+    folder: Path,
+    run: wandb.Run,
+    record: dict[str, dict],
+    evaluations: dict[str, Evaluation],
+    model: keras.Model,
+    history: list[dict[str, float]],
+) -> None:
+    """Completes the record, and writes `OUTPUT_FILES` and the W&B summary.
+
+    Each file appears whole or not at all: it is first written beside, then moved into place.
+    """
+    record |= {name: evaluation.record() for name, evaluation in evaluations.items()}
+    record["best_epoch"] = max(history, key=lambda row: row["val_accuracy"])["epoch"]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
+        part = Path(temporary)
+        model.save(part / "model.keras")
+        with open(part / "history.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, history[0])
+            writer.writeheader()
+            writer.writerows(history)
+        record["seconds"]["total"] = round(time.perf_counter() - START, 2)
+        (part / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+        for name in OUTPUT_FILES:
+            (part / name).replace(folder / name)
+    for part in (*evaluations, "seconds"):
+        run.summary.update({f"{part}/{name}": value for name, value in record[part].items()})
+    run.summary["best_epoch"] = record["best_epoch"]
+
+
+def report(options: argparse.Namespace, run: wandb.Run, record: dict[str, dict]) -> None:
+    """The last lines of a run: the comparison, where things are, and whether it was good enough.
+
+    Raises:
+        UserError: the validation accuracy is below `--require-accuracy`.
+    """
+    print_comparison(options.output_dir)
+    print(f"\nSaved in {options.output_dir}: {', '.join(OUTPUT_FILES)}")
+    if run.offline and not run.disabled:
+        folder = os.path.relpath(Path(run.dir).parent)
+        print(f"W&B, offline. Look at the run:  wandb leet {folder}")
+        print(f"              Sync it later:    wandb sync {folder}")
+    reached, required = record["validation"]["accuracy"], options.require_accuracy
+    if required and reached < required:
+        raise UserError(f"validation accuracy {reached:.4f} is below the required {required}")
+
+
+def print_comparison(folder: Path) -> None:
+    """Prints this run's results beside those of the other script's last run in a folder beside."""
+    runs = []
+    for path in sorted(folder.absolute().parent.glob("*/metrics.json"), key=os.path.getmtime):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            metrics = json.loads(path.read_text())
+            low, high = metrics["test"]["interval95"]
+            row = (
+                metrics["model"],
+                f"{metrics['data']['train']:,}",
+                f"{metrics['validation']['accuracy']:.1%}",
+                f"{metrics['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})",
+                f"{metrics['seconds']['total']:.0f} s",
+            )
+            runs.append((path.parent == folder.absolute(), row))
+    this = [row for is_this, row in runs if is_this]
+    others = [row for is_this, row in runs if not is_this and row[0] != this[0][0]]
+    layout = "{:<18} {:>12}  {:>10}  {:<24} {:>8}"
+    print()
+    print(layout.format("model", "train images", "validation", "test (95 % interval)", "time"))
+    for row in others[-1:] + this:
+        print(layout.format(*row))
