@@ -16,7 +16,10 @@ def parse_options() -> argparse.Namespace:
     parser.set_defaults(epochs=10, batch_size=32)
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--hidden-units", type=common.positive_int, default=32, help="size of the hidden layer"
+        "--hidden-units",
+        type=common.positive_int,
+        default=64,
+        help="size of the hidden layer (default: %(default)s)",
     )
     return common.parse_options(parser)
 
@@ -75,7 +78,7 @@ def main() -> None:
     keras.utils.set_random_seed(options.seed)
     record["weights"] = {"source": "none"}
 
-    with common.start_run(options, record) as run:
+    with common.wandb_run(options, record) as run:
         model = build_model(options.hidden_units)
         log = common.EpochLog(run)
         with common.timed(seconds, "training"):

@@ -18,9 +18,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 import urllib.request
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,6 +67,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         print(f"{script}: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        warnings.simplefilter("ignore")  # asyncio's, on what was not awaited within wandb
         print(f"\n{script}: interrupted", file=sys.stderr)
         sys.exit(130)
 
@@ -93,17 +96,15 @@ accuracy_share = _number(
 )
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Every default shown, the description as it is written."""
-
-
 def option_parser(description: str, model: str) -> argparse.ArgumentParser:
     """The options that both scripts have; `model` is the script's name.
 
     A script adds its own and sets the defaults of `--epochs` and the like by `set_defaults`.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.set_defaults(model=model)
 
@@ -111,25 +112,35 @@ def option_parser(description: str, model: str) -> argparse.ArgumentParser:
     data.add_argument(
         "--data-dir",
         type=Path,
-        help="folder with the four IDX files; None looks in Keras' cache and in the Debian "
-        "package's folder, then downloads",
+        help="folder with the four IDX files (default: Keras' cache or the Debian package's "
+        "folder, else downloaded)",
     )
     for split, whole in ("train", "55,000"), ("validation", "5,000"), ("test", "10,000"):
         data.add_argument(
             f"--{split}-size",
             type=positive_int,
             metavar="N",
-            help=f"use N class-balanced {split} images; None is all {whole}",
+            help=f"use N class-balanced {split} images (default: all, {whole})",
         )
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive_int, help="passes over the training images")
-    training.add_argument("--batch-size", type=positive_int, help="images per training step")
     training.add_argument(
-        "--learning-rate", type=positive_float, default=1e-3, help="Adam's, at the start"
+        "--epochs", type=positive_int, help="passes over the training images (default: %(default)s)"
     )
     training.add_argument(
-        "--seed", type=seed_int, default=0, help="of initial weights, shuffling and dropout"
+        "--batch-size", type=positive_int, help="images per training step (default: %(default)s)"
+    )
+    training.add_argument(
+        "--learning-rate",
+        type=positive_float,
+        default=1e-3,
+        help="Adam's, at the start (default: %(default)s)",
+    )
+    training.add_argument(
+        "--seed",
+        type=seed_int,
+        default=0,
+        help="of initial weights, shuffling and dropout (default: %(default)s)",
     )
 
     results = parser.add_argument_group("results")
@@ -137,21 +148,25 @@ def option_parser(description: str, model: str) -> argparse.ArgumentParser:
         "--output-dir",
         type=Path,
         default=Path("outputs") / model,
-        help="gets model.keras, history.csv and metrics.json",
+        help="gets model.keras, history.csv and metrics.json (default: %(default)s)",
     )
     results.add_argument(
         "--require-accuracy",
         type=accuracy_share,
         metavar="X",
-        help="exit with 1 if the validation accuracy ends below X (0.9 is 90 %%)",
+        help="exit with 1 if the validation accuracy ends below X (0.9 is 90 %%)"
+        " (default: no such check)",
     )
     results.add_argument(
         "--wandb",
         choices=("auto", "online", "offline", "disabled"),
         default="auto",
-        help="Weights & Biases; auto is online where a key is configured, else offline",
+        help="Weights & Biases; auto is online where a key is configured, else offline"
+        " (default: %(default)s)",
     )
-    results.add_argument("--project", default="fashion-mnist", help="W&B project")
+    results.add_argument(
+        "--project", default="fashion-mnist", help="W&B project (default: %(default)s)"
+    )
     return parser
 
 
@@ -315,11 +330,14 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], str, dict[str, st
         raise UserError(f"--data-dir: {error}") from None
 
 
+def keras_home() -> Path:
+    """Keras' folder for downloads."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+
+
 def _find_fashion_mnist() -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
     """The arrays of the first source that works, its description and its digests."""
-    # Where keras.datasets.fashion_mnist.load_data() keeps its files, too.
-    keras_home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    cache = keras_home / "datasets" / "fashion-mnist"
+    cache = keras_home() / "datasets" / "fashion-mnist"  # as keras.datasets has it
     tried = []
     for name, folder, fetch in (
         ("Keras' cache", cache, None),
@@ -333,7 +351,7 @@ def _find_fashion_mnist() -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
                 _store(folder, fetch)
             arrays = _read_files(folder, FASHION_MNIST_SHA256)
             return arrays, f"{folder} ({name})", FASHION_MNIST_SHA256
-        except (_BadData, OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
+        except (_BadData, OSError, http.client.HTTPException) as error:
             tried.append(f"{name}: {error}")
             if not isinstance(error, FileNotFoundError) and not fetch:
                 print(f"Not used: {error}", file=sys.stderr)
@@ -396,11 +414,35 @@ def _store(folder: Path, fetch: Callable[[], Iterator[tuple[str, bytes]]]) -> No
             part.replace(folder / f"{name}.gz")
 
 
+def check_reachable(url: str, seconds: int = 8) -> None:
+    """Raises an `OSError` unless a URL answers within so many seconds.
+
+    A plain connection attempt is no such check: where a firewall drops packets it waits for its
+    timeout once per address of the host, which adds up to minutes.
+    """
+    errors: list[OSError] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer from {urllib.parse.urlsplit(url).hostname} in {seconds} s")
+    if errors:
+        raise errors[0]
+
+
 def _download() -> Iterator[tuple[str, bytes]]:
     """The four files from where `keras.datasets` has them."""
+    check_reachable(KERAS_URL + "train-images-idx3-ubyte.gz")
     for name in FASHION_MNIST_SHA256:
-        # 8 s without a byte: no network. What cannot be had must say so soon.
-        with urllib.request.urlopen(f"{KERAS_URL}{name}.gz", timeout=8) as response:
+        with urllib.request.urlopen(f"{KERAS_URL}{name}.gz", timeout=10) as response:
             yield name, response.read()
 
 
@@ -414,16 +456,24 @@ def _fetch_debian_package() -> Iterator[tuple[str, bytes]]:
         settings = (*private, "Debug::NoLocking=1", "Acquire::Languages=none", "Acquire::Retries=0")
         apt_get = ["apt-get", "-qq", *(word for value in settings for word in ("-o", value))]
         for command, timeout in (
-            ([*apt_get, "update"], 15),
+            ([*apt_get, "update"], 10),
             ([*apt_get, "download", DEBIAN_PACKAGE], 600),
             (["sh", "-c", "dpkg-deb -x *.deb ../files"], 60),
         ):
-            done = subprocess.run(
-                command, cwd=root / "package", timeout=timeout, capture_output=True, text=True
-            )
-            if done.returncode:
-                reason = done.stderr.strip() or f"exit code {done.returncode}"
-                raise _BadData(f"`{command[0]} … {command[-1]}`: {reason.splitlines()[-1]}")
+            short = f"`{command[0]} … {command[-1]}`"
+            try:
+                subprocess.run(
+                    command,
+                    cwd=root / "package",
+                    timeout=timeout,
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
+            except subprocess.TimeoutExpired:
+                raise _BadData(f"{short} took more than {timeout} s") from None
+            except subprocess.CalledProcessError as error:
+                raise _BadData(f"{short}: {error.stderr.strip().splitlines()[-1]}") from None
         for name in FASHION_MNIST_SHA256:
             yield (
                 name,
@@ -543,8 +593,23 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 # ------------------------------------------------------------------------ Weights & Biases
 
 
-def start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Run:
-    """Starts the W&B run, to be used in a `with`; never prompts, never fails for want of W&B.
+@contextlib.contextmanager
+def wandb_run(options: argparse.Namespace, record: dict[str, dict]) -> Iterator[wandb.Run]:
+    """A W&B run that is open within the `with`, and marked as failed if the block raises.
+
+    (A `wandb.Run` itself can be used so, but prints a traceback then, even for Ctrl-C.)
+    """
+    run = _start_run(options, record)
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
+
+
+def _start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Run:
+    """Opens the run; never prompts, never fails for want of a key or a network.
 
     Its config is every option, and what `record` has so far on versions, data and weights.
     """

@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,12 @@ import tensorflow as tf
 IMAGE_SIZE = 224
 STAGES = {"conv3": "conv3_block4_out", "conv4": "conv4_block6_out", "conv5": "conv5_block3_out"}
 FEATURES = tuple(f"{stage}_{pooling}" for stage in STAGES for pooling in ("avg", "max"))
+
+# What keras.applications downloads, for a clear word where that cannot be.
+IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+IMAGENET_URL = (
+    f"https://storage.googleapis.com/tensorflow/keras-applications/resnet/{IMAGENET_FILE}"
+)
 
 # Images in one step of the extraction and in one file of its cache: what a killed run loses at
 # most. It is no option since the last bits of the features depend on it. 125 divides 55,000,
@@ -42,30 +49,41 @@ def parse_options() -> argparse.Namespace:
         "--weights",
         default="imagenet",
         metavar="imagenet|none|PATH",
-        help="the ResNet50's: downloaded, random, or a Keras weights file of it without its top",
+        help="the ResNet50's: downloaded, random, or a Keras weights file of it without its top"
+        " (default: %(default)s)",
     )
     group.add_argument(
         "--features",
         type=feature_names,
         default="conv5_avg",
         metavar="NAME[,NAME…]",
-        help=f"what the head sees, of {', '.join(FEATURES)}",
+        help=f"what the head sees, of {', '.join(FEATURES)} (default: %(default)s)",
     )
     group.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="the ResNet50's; auto is bfloat16 where the processor or GPU has it natively",
+        help="the ResNet50's; auto is bfloat16 where the processor or GPU has it natively"
+        " (default: %(default)s)",
     )
-    group.add_argument("--dropout", type=common.dropout_rate, default=0.5, help="rate in the head")
+    group.add_argument(
+        "--dropout",
+        type=common.dropout_rate,
+        default=0.5,
+        help="rate in the head (default: %(default)s)",
+    )
     group.add_argument(
         "--patience",
         type=common.positive_int,
         default=5,
-        help="stop after so many epochs without a better validation accuracy",
+        help="stop after so many epochs without a better validation accuracy"
+        " (default: %(default)s)",
     )
     group.add_argument(
-        "--cache-dir", type=Path, default=default_cache_dir(), help="keeps the features"
+        "--cache-dir",
+        type=Path,
+        default=default_cache_dir(),
+        help="keeps the features (default: %(default)s)",
     )
     return common.parse_options(parser)
 
@@ -98,22 +116,23 @@ def build_backbone(weights: str, seed: int) -> keras.Model:
         common.UserError: the weights cannot be downloaded or read, or do not fit.
     """
     keras.utils.set_random_seed(seed)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # Keras' download has no timeout of its own
     try:
+        if weights == "imagenet" and not (common.keras_home() / "models" / IMAGENET_FILE).exists():
+            common.check_reachable(IMAGENET_URL)
+        socket.setdefaulttimeout(10)  # Keras' download has no timeout of its own
         backbone = keras.applications.ResNet50(
             include_top=False,
             pooling="avg",
             weights="imagenet" if weights == "imagenet" else None,
             input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3),
         )
-    except Exception as error:  # Keras raises a bare Exception when a download fails
+    except Exception as error:  # Keras raises just that when a download fails
         raise common.UserError(
-            f"cannot download the ImageNet weights: {error}\nDownload that file on a machine that "
-            "can, and give it as --weights PATH."
+            f"the ImageNet weights cannot be downloaded: {error}\nDownload {IMAGENET_URL} "
+            "on a machine that can, and give the file as --weights PATH."
         ) from None
     finally:
-        socket.setdefaulttimeout(timeout)
+        socket.setdefaulttimeout(None)
     if weights == "none":
         print("WARNING: --weights none: the ResNet50 is RANDOM and knows nothing about images.")
     elif weights != "imagenet":
@@ -144,7 +163,8 @@ def load_weights(backbone: keras.Model, path: str) -> None:
                     if (name in ours) != (name in theirs):
                         whose = "the file" if name in theirs else "ResNet50"
                         raise ValueError(f"only {whose} has a layer {name}")
-            backbone.load_weights(copy)
+            with warnings.catch_warnings(action="ignore"):  # one a layer, before the error
+                backbone.load_weights(copy)
     except OSError as error:
         raise common.UserError(f"--weights {path}: cannot be read: {error}") from None
     except ValueError as error:
@@ -388,7 +408,7 @@ def main() -> None:
         digest = weights_digest(backbone)
         record["weights"] = {"source": options.weights, "sha256": digest, "precision": precision}
 
-    with common.start_run(options, record) as run:
+    with common.wandb_run(options, record) as run:
         with common.timed(seconds, "extraction"):
             folder = f"resnet50-{IMAGE_SIZE}-bilinear-{precision}-{digest[:16]}"
             cache = options.cache_dir.absolute() / folder

@@ -1,0 +1,70 @@
+"""Shared by the tests: the sample data, and ways to run a script and read what it left."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import common
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "tests" / "data"
+
+SAMPLE_SIZES = {"train": 1760, "validation": 160, "test": 400}
+
+
+def environment(folder: Path, **changes: str) -> dict[str, str]:
+    """An environment in which no account, key or cache of the user's is found."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    return ours | {"NETRC": str(folder / "netrc"), "HOME": str(folder)} | changes
+
+
+def run_script(
+    folder: Path, script: str, *options: object, **changes: str
+) -> subprocess.CompletedProcess:
+    """Runs a script as a user would, with `folder` as the current one."""
+    return subprocess.run(
+        [sys.executable, ROOT / script, *map(str, options)],
+        cwd=folder,
+        env=environment(folder, **changes),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+
+
+def read_wandb_run(folder: Path) -> tuple[dict, list[dict]]:
+    """The summary (state, config, metrics) and the records of the only W&B run in a folder."""
+    (run,) = folder.glob("wandb/*run-*")
+    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", run]
+    inspect = [
+        subprocess.check_output([*command, *more], text=True) for more in (["--summary"], [])
+    ]
+    return json.loads(inspect[0]), [json.loads(line) for line in inspect[1].splitlines()]
+
+
+@pytest.fixture(scope="session")
+def sample() -> common.FashionMNIST:
+    return common.load_fashion_mnist(SAMPLE)
+
+
+@pytest.fixture(scope="session")
+def whole_folder() -> Path:
+    """A folder with the whole data set."""
+    for folder in common.keras_home() / "datasets" / "fashion-mnist", common.DEBIAN_FOLDER:
+        if (folder / "train-images-idx3-ubyte.gz").exists():
+            return folder
+    pytest.skip("needs the whole data set: apt-get install dataset-fashion-mnist")
+
+
+@pytest.fixture(scope="session")
+def imagenet_weights() -> str:
+    """A weights file of an ImageNet-trained ResNet50 without its top."""
+    if path := os.environ.get("RESNET50_WEIGHTS"):
+        return path
+    path = common.keras_home() / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    if not path.exists():
+        pytest.skip("needs ImageNet weights: in Keras' cache, or a file named by $RESNET50_WEIGHTS")
+    return str(path)
