@@ -58,6 +58,7 @@ def train(
         batch_size=options.batch_size,
         epochs=options.epochs,
         validation_data=(data.validation.images, data.validation.labels),
+        validation_batch_size=1000,
         callbacks=[log, common.best_epoch(patience=options.epochs)],
         verbose=2,
     )

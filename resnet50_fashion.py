@@ -26,6 +26,7 @@ import tensorflow as tf
 
 IMAGE_SIZE = 224
 STAGES = {"conv3": "conv3_block4_out", "conv4": "conv4_block6_out", "conv5": "conv5_block3_out"}
+DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}  # precision → Keras' dtype policy
 FEATURES = tuple(f"{stage}_{pooling}" for stage in STAGES for pooling in ("avg", "max"))
 
 # What keras.applications downloads, for a clear word where that cannot be.
@@ -241,8 +242,7 @@ def build_extractor(backbone: keras.Model, precision: str) -> keras.Model:
     """
     images = keras.Input((28, 28), dtype="uint8", name="images")
     rgb = keras.applications.resnet50.preprocess_input(common.to_rgb(images, IMAGE_SIZE))
-    dtype = "mixed_bfloat16" if precision == "bfloat16" else "float32"
-    folded = fold_batch_norm(backbone, rgb, dtype)
+    folded = fold_batch_norm(backbone, rgb, DTYPES[precision])
     features = {}
     for stage, layer in STAGES.items():
         activations = folded.get_layer(layer).output
@@ -334,24 +334,35 @@ def read_features(split: common.Split, cache: Path, names: Iterable[str]) -> np.
 # -------------------------------------------------------------------------------------- head
 
 
-def build_head(features: np.ndarray, dropout: float) -> keras.Model:
+def build_head(features: np.ndarray, dropout: float, precision: str) -> keras.Model:
     """The trained part: float16 (N, channels) features → float32 (N, 10) probabilities.
 
-    Standardising each feature, by its mean and variance in `features` (the training images), is
-    what lifts the published recipe from 89 % to above 91 %: the averages differ in scale.
+    The features are first made comparable: their square root (they are never negative; "power
+    normalisation", Perronnin et al., ECCV 2010) less its mean, by its standard deviation, both
+    taken from `features`, the training images'.
     """
+    # 10,000 images tell a mean and a variance well enough; in float16 the sums would overflow.
     standardise = keras.layers.Normalization(dtype="float32", name="standardise")
-    standardise.adapt(features)
-    return keras.Sequential(
-        [
-            keras.Input(features.shape[1:], dtype="float16", name="features"),
-            standardise,
-            keras.layers.Dense(512, activation="relu"),
-            keras.layers.Dropout(dropout),
-            keras.layers.Dense(10, activation="softmax", name="probabilities"),
-        ],
-        name="head",
-    )
+    standardise.adapt(np.sqrt(features[:10_000].astype("float32")))
+
+    inputs = keras.Input(features.shape[1:], dtype="float16", name="features")
+    x = standardise(keras.ops.sqrt(keras.ops.cast(inputs, "float32")))
+    x = keras.layers.Dense(512, activation="relu", dtype=DTYPES[precision])(x)
+    x = keras.layers.Dropout(dropout, dtype=DTYPES[precision])(x)
+    outputs = keras.layers.Dense(10, activation="softmax", dtype="float32")(x)
+    return keras.Model(inputs, outputs, name="head")
+
+
+def shuffled_batches(
+    features: np.ndarray, one_hot: np.ndarray, batch_size: int, seed: int
+) -> tf.data.Dataset:
+    """Batches of features and one-hot labels, in a new order each epoch.
+
+    `fit` would do the same with arrays, but hold float16 as float32: slower, in twice the memory.
+    """
+    arrays = tf.constant(features), tf.constant(one_hot)
+    order = tf.data.Dataset.range(len(one_hot)).shuffle(len(one_hot), seed).batch(batch_size)
+    return order.map(lambda rows: tuple(tf.gather(array, rows) for array in arrays)).prefetch(2)
 
 
 def train_head(
@@ -361,22 +372,32 @@ def train_head(
     options: argparse.Namespace,
     log: common.EpochLog,
 ) -> None:
-    """Trains by Adam, the learning rate falling to 0 as a cosine; ends with the best epoch."""
-    steps = -(-data.train.size // options.batch_size) * options.epochs
+    """Trains by AdamW on smoothed labels, the learning rate falling to 0 as a cosine.
+
+    It ends with the weights of the best epoch. The losses of its log are of smoothed labels, too.
+    """
+    one_hot = {
+        name: keras.utils.to_categorical(data.splits[name].labels, len(common.CLASS_NAMES))
+        for name in ("train", "validation")
+    }
+    batches = shuffled_batches(
+        features["train"], one_hot["train"], options.batch_size, options.seed
+    )
+    schedule = keras.optimizers.schedules.CosineDecay(
+        options.learning_rate, len(batches) * options.epochs
+    )
     head.compile(
-        optimizer=keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(options.learning_rate, steps)
-        ),
-        loss="sparse_categorical_crossentropy",
+        optimizer=keras.optimizers.AdamW(schedule, weight_decay=0.1),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
         metrics=["accuracy"],
         steps_per_execution=20,
     )
     head.fit(
-        features["train"],
-        data.train.labels,
-        batch_size=options.batch_size,
+        batches,
         epochs=options.epochs,
-        validation_data=(features["validation"], data.validation.labels),
+        shuffle=False,  # they are
+        validation_data=(features["validation"], one_hot["validation"]),
+        validation_batch_size=1000,
         callbacks=[log, common.best_epoch(options.patience)],
         verbose=2,
     )
@@ -420,7 +441,7 @@ def main() -> None:
             }
         with common.timed(seconds, "training"):
             keras.utils.set_random_seed(options.seed)  # again: features may come from the cache
-            head = build_head(features["train"], options.dropout)
+            head = build_head(features["train"], options.dropout, precision)
             log = common.EpochLog(run)
             train_head(head, features, data, options, log)
         with common.timed(seconds, "evaluation"):

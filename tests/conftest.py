@@ -1,12 +1,15 @@
 """Shared by the tests: the sample data, and ways to run a script and read what it left."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import common
+import keras
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +36,35 @@ def run_script(
         text=True,
         timeout=1500,
     )
+
+
+class Result:
+    """What a run left in its output folder."""
+
+    def __init__(self, folder: Path):
+        assert sorted(path.name for path in folder.iterdir()) == sorted(common.OUTPUT_FILES)
+        self.metrics = json.loads((folder / "metrics.json").read_text())
+        with open(folder / "history.csv") as file:
+            self.history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        self.model = keras.saving.load_model(folder / "model.keras", safe_mode=True)
+
+    def without_time(self) -> tuple[dict, list[dict]]:
+        """All that must be the same for the same seed."""
+        history = [{k: v for k, v in row.items() if k != "seconds"} for row in self.history]
+        return {k: self.metrics[k] for k in ("train", "validation", "test", "best_epoch")}, history
+
+
+@pytest.fixture
+def run_main(tmp_path, monkeypatch):
+    """Runs a script's `main` within this process, where TensorFlow is imported already."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: ModuleType, *options: object) -> Result:
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, options)])
+        script.main()
+        return Result(tmp_path / "outputs" / script.__name__)
+
+    return run
 
 
 def read_wandb_run(folder: Path) -> tuple[dict, list[dict]]:

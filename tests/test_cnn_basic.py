@@ -1,5 +1,4 @@
-import csv
-import json
+import functools
 import re
 import signal
 import subprocess
@@ -10,7 +9,15 @@ import common
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, SAMPLE_SIZES, environment, read_wandb_run, run_script
+from conftest import (
+    ROOT,
+    SAMPLE,
+    SAMPLE_SIZES,
+    Result,
+    environment,
+    read_wandb_run,
+    run_script,
+)
 
 import cnn_basic
 
@@ -18,33 +25,8 @@ FAST = ("--data-dir", SAMPLE, "--wandb", "disabled", "--epochs", 2)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Runs the script within this process, where importing TensorFlow costs nothing any more."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*options):
-        keras.backend.clear_session()
-        monkeypatch.setattr(sys, "argv", ["cnn_basic.py", *map(str, options)])
-        cnn_basic.main()
-        return Result(tmp_path / "outputs" / "cnn_basic")
-
-    return run
-
-
-class Result:
-    """What a run left in its output folder."""
-
-    def __init__(self, folder):
-        assert sorted(path.name for path in folder.iterdir()) == sorted(common.OUTPUT_FILES)
-        self.metrics = json.loads((folder / "metrics.json").read_text())
-        with open(folder / "history.csv") as file:
-            self.history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        self.model = keras.saving.load_model(folder / "model.keras", safe_mode=True)
-
-    def without_time(self):
-        """All that must be the same for the same seed."""
-        history = [{k: v for k, v in row.items() if k != "seconds"} for row in self.history]
-        return {k: self.metrics[k] for k in ("train", "validation", "test", "best_epoch")}, history
+def run(run_main):
+    return functools.partial(run_main, cnn_basic)
 
 
 # One row for each option: its arguments, and what only a run that heeds them can show.
