@@ -50,13 +50,14 @@ def train(
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         # A step of so small a model is shorter than Python's way from one step to the next.
-        steps_per_execution=100,
+        steps_per_execution=500,
     )
     model.fit(
-        data.train.images,
-        data.train.labels,
-        batch_size=options.batch_size,
+        common.shuffled_batches(
+            data.train.images, data.train.labels, options.batch_size, options.seed
+        ),
         epochs=options.epochs,
+        shuffle=False,  # they are
         validation_data=(data.validation.images, data.validation.labels),
         validation_batch_size=1000,
         callbacks=[log, common.best_epoch(patience=options.epochs)],
@@ -86,7 +87,7 @@ def main() -> None:
             train(model, data, options, log)
         with common.timed(seconds, "evaluation"):
             evaluations = {
-                name: common.evaluate(model, split.images, split.labels)
+                name: common.Evaluation(common.predict(model, split.images), split.labels)
                 for name, split in data.splits.items()
             }
         common.save_results(options.output_dir, run, record, evaluations, model, log.rows)
