@@ -42,6 +42,9 @@ import numpy as np
 import tensorflow as tf
 import wandb
 
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+
 # ------------------------------------------------------------------------ errors and options
 
 
@@ -60,6 +63,8 @@ class UsageError(UserError):
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Calls `main` and ends the process: exit code 0; 1 or 2 for an error; 130 for Ctrl-C."""
     script = Path(sys.argv[0]).name
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="backslashreplace")  # a terminal that has no "…" or "×"
     try:
         main()
         sys.exit(0)
@@ -87,7 +92,7 @@ def _number(convert: type, accepts: Callable[[float], bool], expected: str) -> C
     return parse
 
 
-positive_int = _number(int, lambda value: value >= 1, "a whole number from 1")
+positive_int = _number(int, lambda value: 1 <= value < 2**31, "a whole number from 1")
 seed_int = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
 dropout_rate = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
@@ -165,9 +170,19 @@ def option_parser(description: str, model: str) -> argparse.ArgumentParser:
         " (default: %(default)s)",
     )
     results.add_argument(
-        "--project", default="fashion-mnist", help="W&B project (default: %(default)s)"
+        "--project",
+        type=project_name,
+        default="fashion-mnist",
+        help="W&B project (default: %(default)s)",
     )
     return parser
+
+
+def project_name(text: str) -> str:
+    """An `argparse` type: what W&B takes for a project."""
+    if not text or re.search(r"[/\\#?%:]", text):
+        raise argparse.ArgumentTypeError(rf"expected a name without / \ # ? % :, got {text!r}")
+    return text
 
 
 def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -293,6 +308,8 @@ def load_fashion_mnist(
 
     images, labels = ordered("train", SPLIT_SEED)
     held_out = len(images) // 12
+    if not held_out:
+        raise UserError(f"{source}: {len(images)} training images are too few to split")
     data = FashionMNIST(
         split("train", images[held_out:], labels[held_out:], train_size),
         split("validation", images[:held_out], labels[:held_out], validation_size),
@@ -320,8 +337,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], str, dict[str, st
     expected, source = FASHION_MNIST_SHA256, f"{folder} (--data-dir)"
     try:
         if (sums := folder / "SHA256SUMS").exists():
-            lines = [line.split() for line in sums.read_text().splitlines()]
-            expected = {name: digest for digest, name in lines}
+            expected = dict(re.findall(r"^(\w+) [ *](\S+)$", sums.read_text(), re.MULTILINE))
+            expected = {name: digest for digest, name in expected.items()}
             source = f"{folder} (--data-dir, by its own SHA256SUMS)"
             if expected.keys() != FASHION_MNIST_SHA256.keys():
                 raise _BadData(f"{sums} must name {', '.join(FASHION_MNIST_SHA256)}")
@@ -332,7 +349,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], str, dict[str, st
 
 def keras_home() -> Path:
     """Keras' folder for downloads."""
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
 
 
 def _find_fashion_mnist() -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
@@ -415,18 +432,18 @@ def _store(folder: Path, fetch: Callable[[], Iterator[tuple[str, bytes]]]) -> No
 
 
 def check_reachable(url: str, seconds: int = 8) -> None:
-    """Raises an `OSError` unless a URL answers within so many seconds.
+    """Raises an `OSError` or `HTTPException` unless a URL answers within so many seconds.
 
     A plain connection attempt is no such check: where a firewall drops packets it waits for its
     timeout once per address of the host, which adds up to minutes.
     """
-    errors: list[OSError] = []
+    errors: list[Exception] = []
 
     def ask() -> None:
         try:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=seconds).close()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             errors.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -473,7 +490,8 @@ def _fetch_debian_package() -> Iterator[tuple[str, bytes]]:
             except subprocess.TimeoutExpired:
                 raise _BadData(f"{short} took more than {timeout} s") from None
             except subprocess.CalledProcessError as error:
-                raise _BadData(f"{short}: {error.stderr.strip().splitlines()[-1]}") from None
+                reason = error.stderr.strip() or f"exit code {error.returncode}"
+                raise _BadData(f"{short}: {reason.splitlines()[-1]}") from None
         for name in FASHION_MNIST_SHA256:
             yield (
                 name,
@@ -634,7 +652,10 @@ def _start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Ru
     Its config is every option, and what `record` has so far on versions, data and weights.
     """
     config = record["config"] | {name: record[name] for name in ("versions", "data", "weights")}
-    settings = wandb.setup().settings
+    try:
+        settings = wandb.setup().settings
+    except ValueError as error:
+        raise UserError(f"W&B's settings: {' '.join(str(error).split())}") from None
     mode = options.wandb
     if mode == "auto":
         # Not "online" (the default) where WANDB_MODE or `wandb offline` says so.
@@ -660,7 +681,7 @@ def _start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Ru
         # wandb adds some 10 s to this time limit.
         return init(mode, init_timeout=8)
     except wandb.Error as error:
-        print(f"W&B: no connection, so this run stays offline ({str(error).splitlines()[0]})")
+        print(f"W&B: not online, so this run stays offline ({str(error).splitlines()[0]})")
         return init("offline", silent=True)
 
 
@@ -670,8 +691,8 @@ def _has_wandb_key(base_url: str) -> bool:
         return True
     host = urllib.parse.urlsplit(base_url).hostname
     for path in os.environ.get("NETRC"), "~/.netrc", "~/_netrc":
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if path and netrc.netrc(Path(path).expanduser()).authenticators(host):
+        with contextlib.suppress(OSError, ValueError, netrc.NetrcParseError):
+            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
                 return True
     return False
 
@@ -726,6 +747,8 @@ def prepare_output(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"--output-dir: {error}") from None
+    if folders := [name for name in OUTPUT_FILES if (folder / name).is_dir()]:
+        raise UserError(f"--output-dir: {folder / folders[0]} is a folder")
     if existing := [name for name in OUTPUT_FILES if (folder / name).exists()]:
         print(f"The end of this run replaces {', '.join(existing)} in {folder}")
 
@@ -744,17 +767,20 @@ def save_results(
     """
     record |= {name: evaluation.record() for name, evaluation in evaluations.items()}
     record["best_epoch"] = max(history, key=lambda row: row["val_accuracy"])["epoch"]
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-        part = Path(temporary)
-        model.save(part / "model.keras")
-        with open(part / "history.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, history[0])
-            writer.writeheader()
-            writer.writerows(history)
-        record["seconds"]["total"] = round(time.perf_counter() - START, 2)
-        (part / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-        for name in OUTPUT_FILES:
-            (part / name).replace(folder / name)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
+            part = Path(temporary)
+            model.save(part / "model.keras")
+            with open(part / "history.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, history[0])
+                writer.writeheader()
+                writer.writerows(history)
+            record["seconds"]["total"] = round(time.perf_counter() - START, 2)
+            (part / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+            for name in OUTPUT_FILES:
+                (part / name).replace(folder / name)
+    except OSError as error:
+        raise UserError(f"--output-dir: {error}") from None
     for part in (*evaluations, "seconds"):
         run.summary.update({f"{part}/{name}": value for name, value in record[part].items()})
     run.summary["best_epoch"] = record["best_epoch"]
@@ -779,8 +805,10 @@ def report(options: argparse.Namespace, run: wandb.Run, record: dict[str, dict])
 
 def print_comparison(folder: Path) -> None:
     """Prints this run's results beside those of the other script's last run in a folder beside."""
+    folder = folder.resolve()
     runs = []
-    for path in sorted(folder.absolute().parent.glob("*/metrics.json"), key=os.path.getmtime):
+    for path in folder.parent.glob("*/metrics.json"):
+        # Whatever else lies there, this is no reason to fail.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             metrics = json.loads(path.read_text())
             low, high = metrics["test"]["interval95"]
@@ -791,9 +819,10 @@ def print_comparison(folder: Path) -> None:
                 f"{metrics['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})",
                 f"{metrics['seconds']['total']:.0f} s",
             )
-            runs.append((path.parent == folder.absolute(), row))
-    this = [row for is_this, row in runs if is_this]
-    others = [row for is_this, row in runs if not is_this and row[0] != this[0][0]]
+            runs.append((path.stat().st_mtime, path.parent == folder, row))
+    runs.sort()
+    this = [row for _, is_this, row in runs if is_this]
+    others = [row for _, is_this, row in runs if not is_this and row[0] != this[0][0]]
     layout = "{:<18} {:>12}  {:>10}  {:<24} {:>8}"
     print()
     print(layout.format("model", "train images", "validation", "test (95 % interval)", "time"))

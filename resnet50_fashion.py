@@ -100,7 +100,7 @@ def feature_names(text: str) -> tuple[str, ...]:
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/fashion-mnist-features`, by default below `~/.cache`."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(caches).expanduser() / "fashion-mnist-features"
+    return Path(os.path.expanduser(caches)) / "fashion-mnist-features"
 
 
 # ---------------------------------------------------------------------------------- backbone
@@ -128,6 +128,8 @@ def build_backbone(weights: str, seed: int) -> keras.Model:
             input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3),
         )
     except Exception as error:  # Keras raises just that when a download fails
+        if weights != "imagenet":
+            raise
         raise common.UserError(
             f"the ImageNet weights cannot be downloaded: {error}\nDownload {IMAGENET_URL} "
             "on a machine that can, and give the file as --weights PATH."
@@ -168,7 +170,7 @@ def load_weights(backbone: keras.Model, path: str) -> None:
                 backbone.load_weights(copy)
     except OSError as error:
         raise common.UserError(f"--weights {path}: cannot be read: {error}") from None
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         # Keras' message names the first layer and then prints whole tensors.
         reason = " ".join(
             str(error).split("Target variable")[0].split("List of objects")[0].split()
@@ -288,11 +290,13 @@ def extract_features(
 
     left = sum(len(images) for _, images in todo)
     print(f"Features: extracting {left:,} images, each once; kept in {cache}", flush=True)
-    extracted, progress = 0, None
+    extracted, rate, progress = 0, None, None
     start = time.perf_counter()
     for path, images in todo:
-        if path.exists() and zipfile.is_zipfile(path):  # made meanwhile by another process
+        if zipfile.is_zipfile(path):  # made meanwhile by another process
             left -= len(images)
+            if progress:
+                progress.target = left
             continue
         features = extractor.predict_on_batch(images)
         try:
@@ -326,7 +330,9 @@ def read_features(split: common.Split, cache: Path, names: Iterable[str]) -> np.
         try:
             with np.load(path) as chunk:
                 chunks.append(np.concatenate([chunk[name] for name in names], axis=1))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            if len(chunks[-1]) != len(split.all_images[start : start + CHUNK]):
+                raise ValueError("it is not of so many images")
+        except Exception as error:  # of a zip file's many ways to be damaged
             raise common.UserError(f"{path} is damaged ({error}): delete it, run again") from None
     return np.concatenate(chunks)[: split.size]
 

@@ -160,7 +160,7 @@ def test_key_without_network_goes_on_offline(tmp_path):
     done = run_script(tmp_path, "cnn_basic.py", *options, **nowhere)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < 60
-    assert "W&B: no connection, so this run stays offline" in done.stdout
+    assert "W&B: not online, so this run stays offline" in done.stdout
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
@@ -183,6 +183,7 @@ def test_without_a_key_the_run_is_offline(mode, tmp_path):
         (("--seed", "-1"), "argument --seed: expected a whole number from 0"),
         (("--require-accuracy", "90"), "expected an accuracy between 0 and 1"),
         (("--wandb", "maybe"), "argument --wandb: invalid choice: 'maybe'"),
+        (("--project", "a/b"), "argument --project: expected a name without /"),
         (("--epoch", "3"), "unrecognized arguments: --epoch 3"),
         (("--train-size", "1761"), "--train-size 1761: there are 1760 train images"),
     ],
