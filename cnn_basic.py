@@ -18,7 +18,7 @@ def parse_options() -> argparse.Namespace:
     group.add_argument(
         "--hidden-units",
         type=common.positive_int,
-        default=64,
+        default=32,
         help="size of the hidden layer (default: %(default)s)",
     )
     return common.parse_options(parser)
