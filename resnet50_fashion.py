@@ -309,7 +309,7 @@ def extract_features(
         extracted += len(images)
         rate = extracted / (time.perf_counter() - start)
         if not progress:
-            print(f"About {left / rate / 60:.0f} minutes at {rate:.0f} images/s.")
+            print(f"About {left / rate / 60:.1f} minutes at {rate:.0f} images/s.")
             interval = 0.5 if sys.stdout.isatty() else 60
             progress = keras.utils.Progbar(
                 left, interval=interval, stateful_metrics=["images/s"], unit_name="image"
