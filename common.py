@@ -296,9 +296,9 @@ def load_fashion_mnist(
     """
     arrays, source, sha256 = _read_folder(data_dir) if data_dir else _find_fashion_mnist()
 
-    def ordered(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def ordered(name: str) -> tuple[np.ndarray, np.ndarray]:
         images, labels = arrays[f"{name}-images-idx3-ubyte"], arrays[f"{name}-labels-idx1-ubyte"]
-        order = _class_balanced_order(labels, seed)
+        order = _class_balanced_order(labels)
         return images[order], labels[order].astype("int32")
 
     def split(name: str, images: np.ndarray, labels: np.ndarray, size: int | None) -> Split:
@@ -306,14 +306,14 @@ def load_fashion_mnist(
             raise UsageError(f"--{name}-size {size}: there are {len(images)} {name} images")
         return Split(images, labels, size or len(images))
 
-    images, labels = ordered("train", SPLIT_SEED)
+    images, labels = ordered("train")
     held_out = len(images) // 12
     if not held_out:
         raise UserError(f"{source}: {len(images)} training images are too few to split")
     data = FashionMNIST(
         split("train", images[held_out:], labels[held_out:], train_size),
         split("validation", images[:held_out], labels[:held_out], validation_size),
-        split("test", *ordered("t10k", SPLIT_SEED), test_size),
+        split("test", *ordered("t10k"), test_size),
         source,
         sha256,
     )
@@ -324,9 +324,9 @@ def load_fashion_mnist(
     return data
 
 
-def _class_balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
+def _class_balanced_order(labels: np.ndarray) -> np.ndarray:
     """A shuffled order that takes one image of each class in turn, as long as there are any."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     turn = np.concatenate([np.arange(count) for count in np.bincount(labels)])
     return by_class[np.argsort(turn, kind="stable")]
@@ -337,8 +337,8 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], str, dict[str, st
     expected, source = FASHION_MNIST_SHA256, f"{folder} (--data-dir)"
     try:
         if (sums := folder / "SHA256SUMS").exists():
-            expected = dict(re.findall(r"^(\w+) [ *](\S+)$", sums.read_text(), re.MULTILINE))
-            expected = {name: digest for digest, name in expected.items()}
+            lines = re.findall(r"^(\w+) [ *](\S+)$", sums.read_text(), re.MULTILINE)
+            expected = {name: digest for digest, name in lines}
             source = f"{folder} (--data-dir, by its own SHA256SUMS)"
             if expected.keys() != FASHION_MNIST_SHA256.keys():
                 raise _BadData(f"{sums} must name {', '.join(FASHION_MNIST_SHA256)}")
@@ -656,14 +656,12 @@ def _start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Ru
         settings = wandb.setup().settings
     except ValueError as error:
         raise UserError(f"W&B's settings: {' '.join(str(error).split())}") from None
-    mode = options.wandb
-    if mode == "auto":
-        # Not "online" (the default) where WANDB_MODE or `wandb offline` says so.
-        mode = settings.mode if settings.mode != "online" else None
-        mode = mode or ("online" if _has_wandb_key(settings.base_url) else "offline")
-    elif mode == "online" and not _has_wandb_key(settings.base_url):
-        print("W&B: no key, so this run stays offline; `wandb login` configures one.")
+    # The settings' mode is "online" unless WANDB_MODE or `wandb offline` says otherwise.
+    mode = settings.mode if options.wandb == "auto" else options.wandb
+    if mode == "online" and not _has_wandb_key(settings.base_url):
         mode = "offline"
+        if options.wandb == "online":
+            print("W&B: no key, so this run stays offline; `wandb login` configures one.")
 
     def init(mode: str, **settings: object) -> wandb.Run:
         return wandb.init(
