@@ -9,6 +9,8 @@ import argparse
 import common  # before Keras: it chooses the backend
 import keras
 
+import report
+
 
 def parse_options() -> argparse.Namespace:
     """The command line's options."""
@@ -42,7 +44,7 @@ def train(
     model: keras.Model,
     data: common.FashionMNIST,
     options: argparse.Namespace,
-    log: common.EpochLog,
+    log: report.EpochLog,
 ) -> None:
     """Trains by Adam; ends with the weights of the best epoch."""
     model.compile(
@@ -68,8 +70,8 @@ def train(
 def main() -> None:
     """Data → model → training → evaluation → output."""
     options = parse_options()
-    common.prepare_output(options.output_dir)
-    record = common.new_record(options)
+    report.prepare_output(options.output_dir)
+    record = report.new_record(options)
     seconds = record["seconds"]
 
     with common.timed(seconds, "data"):
@@ -80,18 +82,18 @@ def main() -> None:
     keras.utils.set_random_seed(options.seed)
     record["weights"] = {"source": "none"}
 
-    with common.wandb_run(options, record) as run:
+    with report.wandb_run(options, record) as run:
         model = build_model(options.hidden_units)
-        log = common.EpochLog(run)
+        log = report.EpochLog(run)
         with common.timed(seconds, "training"):
             train(model, data, options, log)
         with common.timed(seconds, "evaluation"):
             evaluations = {
-                name: common.Evaluation(common.predict(model, split.images), split.labels)
+                name: report.Evaluation(common.predict(model, split.images), split.labels)
                 for name, split in data.splits.items()
             }
-        common.save_results(options.output_dir, run, record, evaluations, model, log.rows)
-    common.report(options, run, record)
+        report.save_results(options, run, record, evaluations, data, model, log)
+    report.conclude(options, run, record, evaluations)
 
 
 if __name__ == "__main__":

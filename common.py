@@ -1,19 +1,15 @@
-"""What both scripts share: options, the data, 224×224 RGB images, evaluation, W&B, output files.
+"""What both scripts share: errors, options, the data, 224×224 RGB images, batches.
 
 Read it from top to bottom, in that order.
 """
 
 import argparse
 import contextlib
-import csv
 import gzip
 import hashlib
 import http.client
-import json
 import math
-import netrc
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -40,7 +36,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-import wandb
 
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
@@ -153,7 +148,7 @@ def option_parser(description: str, model: str) -> argparse.ArgumentParser:
         "--output-dir",
         type=Path,
         default=Path("outputs") / model,
-        help="gets model.keras, history.csv and metrics.json (default: %(default)s)",
+        help="gets the model, its results, pictures and report.html (default: %(default)s)",
     )
     results.add_argument(
         "--require-accuracy",
@@ -231,6 +226,7 @@ class Split:
 
     all_images: np.ndarray  # uint8 (M, 28, 28)
     all_labels: np.ndarray  # int32 (M,)
+    all_positions: np.ndarray  # int64 (M,): the image's number in the data set's file, from 0
     size: int  # N <= M: how many of them are used
 
     @property
@@ -242,6 +238,11 @@ class Split:
     def labels(self) -> np.ndarray:
         """Their labels, int32 (N,), from 0 to 9."""
         return self.all_labels[: self.size]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Their numbers in the data set's file, by which anybody can find them."""
+        return self.all_positions[: self.size]
 
     @cached_property
     def digest(self) -> str:
@@ -296,24 +297,20 @@ def load_fashion_mnist(
     """
     arrays, source, sha256 = _read_folder(data_dir) if data_dir else _find_fashion_mnist()
 
-    def ordered(name: str) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = arrays[f"{name}-images-idx3-ubyte"], arrays[f"{name}-labels-idx1-ubyte"]
-        order = _class_balanced_order(labels)
-        return images[order], labels[order].astype("int32")
+    def split(name: str, file: str, order: np.ndarray, size: int | None) -> Split:
+        if size and size > len(order):
+            raise UsageError(f"--{name}-size {size}: there are {len(order)} {name} images")
+        images, labels = arrays[f"{file}-images-idx3-ubyte"], arrays[f"{file}-labels-idx1-ubyte"]
+        return Split(images[order], labels[order].astype("int32"), order, size or len(order))
 
-    def split(name: str, images: np.ndarray, labels: np.ndarray, size: int | None) -> Split:
-        if size and size > len(images):
-            raise UsageError(f"--{name}-size {size}: there are {len(images)} {name} images")
-        return Split(images, labels, size or len(images))
-
-    images, labels = ordered("train")
-    held_out = len(images) // 12
+    order = _class_balanced_order(arrays["train-labels-idx1-ubyte"])
+    held_out = len(order) // 12
     if not held_out:
-        raise UserError(f"{source}: {len(images)} training images are too few to split")
+        raise UserError(f"{source}: {len(order)} training images are too few to split")
     data = FashionMNIST(
-        split("train", images[held_out:], labels[held_out:], train_size),
-        split("validation", images[:held_out], labels[:held_out], validation_size),
-        split("test", *ordered("t10k"), test_size),
+        split("train", "train", order[held_out:], train_size),
+        split("validation", "train", order[:held_out], validation_size),
+        split("test", "t10k", _class_balanced_order(arrays["t10k-labels-idx1-ubyte"]), test_size),
         source,
         sha256,
     )
@@ -514,7 +511,7 @@ def to_rgb(images: keras.KerasTensor, size: int) -> keras.KerasTensor:
     return keras.ops.repeat(gray, 3, axis=-1)
 
 
-# ----------------------------------------------------------------- training and evaluation
+# ---------------------------------------------------------------------------------- training
 
 
 def shuffled_batches(
@@ -533,43 +530,6 @@ def shuffled_batches(
     return batches.prefetch(16).with_options(settings)
 
 
-class EpochLog(keras.callbacks.Callback):
-    """Notes each epoch's metrics, learning rate and seconds, and sends them to W&B.
-
-    `wandb.integration.keras.WandbMetricsLogger` is not used: with `steps_per_execution` it counts
-    executions for steps, and so logs a wrong learning rate from a schedule.
-    """
-
-    def __init__(self, run: wandb.Run) -> None:
-        """`run` is the open W&B run; `rows` will hold a dictionary for each epoch."""
-        super().__init__()
-        self.run = run
-        self.rows: list[dict[str, float]] = []
-        run.define_metric("epoch/epoch")
-        run.define_metric("epoch/*", step_metric="epoch/epoch")
-        run.define_metric("epoch/val_accuracy", step_metric="epoch/epoch", summary="max,last")
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Notes when, and at which learning rate, the epoch begins."""
-        self.start = time.perf_counter()
-        self.learning_rate = float(self.model.optimizer.learning_rate)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Keeps and logs the epoch's row.
-
-        Raises:
-            UserError: the loss is no longer a number.
-        """
-        row = {"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}}
-        row |= {"learning_rate": self.learning_rate, "seconds": time.perf_counter() - self.start}
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"the loss in epoch {epoch + 1} is {row['loss']}; try a lower --learning-rate"
-            )
-        self.rows.append(row)
-        self.run.log({f"epoch/{name}": value for name, value in row.items()})
-
-
 def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:
     """Ends a training after `patience` epochs that bring no better validation accuracy.
 
@@ -578,37 +538,6 @@ def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:
     return keras.callbacks.EarlyStopping(
         "val_accuracy", mode="max", patience=patience, restore_best_weights=True
     )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model's probabilities, float (N, 10), for images with these labels, int (N,)."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        """The share of images whose likeliest class is the right one."""
-        return float(np.mean(self.probabilities.argmax(axis=1) == self.labels))
-
-    @property
-    def loss(self) -> float:
-        """The mean cross-entropy in nats; probabilities below 1e-7 count as 1e-7, as in Keras."""
-        of_label = self.probabilities[np.arange(len(self.labels)), self.labels]
-        return float(-np.log(np.maximum(of_label, 1e-7), dtype="float64").mean())
-
-    @property
-    def interval95(self) -> tuple[float, float]:
-        """Wilson's 95 % confidence interval of the accuracy (Wilson 1927)."""
-        n, p, z = len(self.labels), self.accuracy, 1.959964
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return centre - half, centre + half
-
-    def record(self) -> dict[str, object]:
-        """What a run notes about an evaluation."""
-        return {"accuracy": self.accuracy, "loss": self.loss, "interval95": self.interval95}
 
 
 def predict(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
@@ -628,201 +557,9 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - start, 2)
 
 
-# ------------------------------------------------------------------------ Weights & Biases
-
-
-@contextlib.contextmanager
-def wandb_run(options: argparse.Namespace, record: dict[str, dict]) -> Iterator[wandb.Run]:
-    """A W&B run that is open within the `with`, and marked as failed if the block raises.
-
-    (A `wandb.Run` itself can be used so, but prints a traceback then, even for Ctrl-C.)
-    """
-    run = _start_run(options, record)
-    try:
-        yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()
-
-
-def _start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Run:
-    """Opens the run; never prompts, never fails for want of a key or a network.
-
-    Its config is every option, and what `record` has so far on versions, data and weights.
-    """
-    config = record["config"] | {name: record[name] for name in ("versions", "data", "weights")}
-    try:
-        settings = wandb.setup().settings
-    except ValueError as error:
-        raise UserError(f"W&B's settings: {' '.join(str(error).split())}") from None
-    # The settings' mode is "online" unless WANDB_MODE or `wandb offline` says otherwise.
-    mode = settings.mode if options.wandb == "auto" else options.wandb
-    if mode == "online" and not _has_wandb_key(settings.base_url):
-        mode = "offline"
-        if options.wandb == "online":
-            print("W&B: no key, so this run stays offline; `wandb login` configures one.")
-
-    def init(mode: str, **settings: object) -> wandb.Run:
-        return wandb.init(
-            mode=mode,
-            project=options.project,
-            job_type="train",
-            tags=[options.model],
-            config=config,
-            settings=wandb.Settings(**settings),
-        )
-
-    if mode != "online":
-        return init(mode, silent=True)
-    try:
-        # wandb adds some 10 s to this time limit.
-        return init(mode, init_timeout=8)
-    except wandb.Error as error:
-        print(f"W&B: not online, so this run stays offline ({str(error).splitlines()[0]})")
-        return init("offline", silent=True)
-
-
-def _has_wandb_key(base_url: str) -> bool:
-    """Whether wandb would find credentials: in the environment or the netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urllib.parse.urlsplit(base_url).hostname
-    for path in os.environ.get("NETRC"), "~/.netrc", "~/_netrc":
-        with contextlib.suppress(OSError, ValueError, netrc.NetrcParseError):
-            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
-                return True
-    return False
-
-
-# ------------------------------------------------------------------------------ output files
-
-OUTPUT_FILES = ("model.keras", "history.csv", "metrics.json")
-
-
 def cpu_info() -> dict[str, str]:
     """`/proc/cpuinfo` of the first core: {"model name": …, "flags": …}; {} where there is none."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
         return dict(re.split(r"\s*:\s?", line, maxsplit=1) for line in lines)
     return {}
-
-
-def versions() -> dict[str, object]:
-    """What a run is computed with: software, processor, GPUs."""
-    gpus = tf.config.list_physical_devices("GPU")
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "wandb": wandb.__version__,
-        "platform": platform.platform(),
-        "processor": cpu_info().get("model name") or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "gpus": [tf.config.experimental.get_device_details(g).get("device_name") for g in gpus],
-    }
-
-
-def new_record(options: argparse.Namespace) -> dict[str, dict]:
-    """The start of `metrics.json`: {"model", "config", "versions", "seconds"}."""
-    config = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(options).items()
-    }
-    seconds = {"imports": round(time.perf_counter() - START, 2)}
-    return {"model": options.model, "config": config, "versions": versions(), "seconds": seconds}
-
-
-def prepare_output(folder: Path) -> None:
-    """Makes the output folder, before any work is done for it; says what will be replaced.
-
-    Raises:
-        UserError: nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"--output-dir: {error}") from None
-    if folders := [name for name in OUTPUT_FILES if (folder / name).is_dir()]:
-        raise UserError(f"--output-dir: {folder / folders[0]} is a folder")
-    if existing := [name for name in OUTPUT_FILES if (folder / name).exists()]:
-        print(f"The end of this run replaces {', '.join(existing)} in {folder}")
-
-
-def save_results(
-    folder: Path,
-    run: wandb.Run,
-    record: dict[str, dict],
-    evaluations: dict[str, Evaluation],
-    model: keras.Model,
-    history: list[dict[str, float]],
-) -> None:
-    """Completes the record, and writes `OUTPUT_FILES` and the W&B summary.
-
-    Each file appears whole or not at all: it is first written beside, then moved into place.
-    """
-    record |= {name: evaluation.record() for name, evaluation in evaluations.items()}
-    record["best_epoch"] = max(history, key=lambda row: row["val_accuracy"])["epoch"]
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-            part = Path(temporary)
-            model.save(part / "model.keras")
-            with open(part / "history.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, history[0])
-                writer.writeheader()
-                writer.writerows(history)
-            record["seconds"]["total"] = round(time.perf_counter() - START, 2)
-            (part / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-            for name in OUTPUT_FILES:
-                (part / name).replace(folder / name)
-    except OSError as error:
-        raise UserError(f"--output-dir: {error}") from None
-    for part in (*evaluations, "seconds"):
-        run.summary.update({f"{part}/{name}": value for name, value in record[part].items()})
-    run.summary["best_epoch"] = record["best_epoch"]
-
-
-def report(options: argparse.Namespace, run: wandb.Run, record: dict[str, dict]) -> None:
-    """The last lines of a run: the comparison, where things are, and whether it was good enough.
-
-    Raises:
-        UserError: the validation accuracy is below `--require-accuracy`.
-    """
-    print_comparison(options.output_dir)
-    print(f"\nSaved in {options.output_dir}: {', '.join(OUTPUT_FILES)}")
-    if run.offline and not run.disabled:
-        folder = os.path.relpath(Path(run.dir).parent)
-        print(f"W&B, offline. Look at the run:  wandb leet {folder}")
-        print(f"              Sync it later:    wandb sync {folder}")
-    reached, required = record["validation"]["accuracy"], options.require_accuracy
-    if required and reached < required:
-        raise UserError(f"validation accuracy {reached:.4f} is below the required {required}")
-
-
-def print_comparison(folder: Path) -> None:
-    """Prints this run's results beside those of the other script's last run in a folder beside."""
-    folder = folder.resolve()
-    runs = []
-    for path in folder.parent.glob("*/metrics.json"):
-        # Whatever else lies there, this is no reason to fail.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            metrics = json.loads(path.read_text())
-            low, high = metrics["test"]["interval95"]
-            row = (
-                metrics["model"],
-                f"{metrics['data']['train']:,}",
-                f"{metrics['validation']['accuracy']:.1%}",
-                f"{metrics['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})",
-                f"{metrics['seconds']['total']:.0f} s",
-            )
-            runs.append((path.stat().st_mtime, path.parent == folder, row))
-    runs.sort()
-    this = [row for _, is_this, row in runs if is_this]
-    others = [row for _, is_this, row in runs if not is_this and row[0] != this[0][0]]
-    layout = "{:<18} {:>12}  {:>10}  {:<24} {:>8}"
-    print()
-    print(layout.format("model", "train images", "validation", "test (95 % interval)", "time"))
-    for row in others[-1:] + this:
-        print(layout.format(*row))

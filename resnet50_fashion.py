@@ -23,6 +23,9 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
+import wandb
+
+import report
 
 IMAGE_SIZE = 224
 STAGES = {"conv3": "conv3_block4_out", "conv4": "conv4_block6_out", "conv5": "conv5_block3_out"}
@@ -265,7 +268,7 @@ def chunk_path(cache: Path, split: common.Split, start: int) -> Path:
 
 
 def extract_features(
-    extractor: keras.Model, splits: Iterable[common.Split], cache: Path
+    extractor: keras.Model, splits: Iterable[common.Split], cache: Path, run: wandb.Run
 ) -> float | None:
     """Computes what the cache lacks, file by file.
 
@@ -290,13 +293,14 @@ def extract_features(
 
     left = sum(len(images) for _, images in todo)
     print(f"Features: extracting {left:,} images, each once; kept in {cache}", flush=True)
-    extracted, rate, progress = 0, None, None
+    run.define_metric("extraction/*", step_metric="extraction/images")
+    extracted, rate, bar = 0, None, None
     start = time.perf_counter()
     for path, images in todo:
         if zipfile.is_zipfile(path):  # made meanwhile by another process
             left -= len(images)
-            if progress:
-                progress.target = left
+            if bar:
+                bar.target = left
             continue
         features = extractor.predict_on_batch(images)
         try:
@@ -307,14 +311,17 @@ def extract_features(
         except OSError as error:
             raise common.UserError(f"--cache-dir: {error}") from None
         extracted += len(images)
-        rate = extracted / (time.perf_counter() - start)
-        if not progress:
+        seconds = time.perf_counter() - start
+        rate = extracted / seconds
+        progress = {"images": extracted, "images_per_second": rate, "seconds": seconds}
+        run.log({f"extraction/{name}": value for name, value in progress.items()})
+        if not bar:
             print(f"About {left / rate / 60:.1f} minutes at {rate:.0f} images/s.")
             interval = 0.5 if sys.stdout.isatty() else 60
-            progress = keras.utils.Progbar(
+            bar = keras.utils.Progbar(
                 left, interval=interval, stateful_metrics=["images/s"], unit_name="image"
             )
-        progress.update(extracted, [("images/s", rate)])
+        bar.update(extracted, [("images/s", rate)])
     return rate
 
 
@@ -375,7 +382,7 @@ def train(
     features: dict[str, np.ndarray],
     data: common.FashionMNIST,
     options: argparse.Namespace,
-    log: common.EpochLog,
+    log: report.EpochLog,
 ) -> None:
     """Trains by Adam on smoothed labels, the learning rate falling to 0 as a cosine.
 
@@ -418,8 +425,8 @@ def assemble(extractor: keras.Model, names: Iterable[str], head: keras.Model) ->
 def main() -> None:
     """Data → features, once → head → evaluation → output."""
     options = parse_options()
-    common.prepare_output(options.output_dir)
-    record = common.new_record(options)
+    report.prepare_output(options.output_dir)
+    record = report.new_record(options)
     seconds = record["seconds"]
 
     with common.timed(seconds, "data"):
@@ -434,11 +441,11 @@ def main() -> None:
         digest = weights_digest(backbone)
         record["weights"] = {"source": options.weights, "sha256": digest, "precision": precision}
 
-    with common.wandb_run(options, record) as run:
+    with report.wandb_run(options, record) as run:
         with common.timed(seconds, "extraction"):
             folder = f"resnet50-{IMAGE_SIZE}-bilinear-{precision}-{digest[:16]}"
             cache = options.cache_dir.absolute() / folder
-            rate = extract_features(extractor, data.splits.values(), cache)
+            rate = extract_features(extractor, data.splits.values(), cache, run)
             record["extraction"] = {"images_per_second": rate}
             features = {
                 name: read_features(split, cache, options.features)
@@ -451,17 +458,17 @@ def main() -> None:
             keras.utils.set_random_seed(options.seed)  # again: features may come from the cache
             channels = features["train"].shape[1]
             classifier = build_classifier(channels, options.dropout, precision)
-            log = common.EpochLog(run)
+            log = report.EpochLog(run)
             train(classifier, features, data, options, log)
         with common.timed(seconds, "evaluation"):
             evaluations = {
-                name: common.Evaluation(common.predict(classifier, features[name]), split.labels)
+                name: report.Evaluation(common.predict(classifier, features[name]), split.labels)
                 for name, split in data.splits.items()
             }
         head = keras.Sequential([standardiser, classifier], name="head")
         model = assemble(extractor, options.features, head)
-        common.save_results(options.output_dir, run, record, evaluations, model, log.rows)
-    common.report(options, run, record)
+        report.save_results(options, run, record, evaluations, data, model, log)
+    report.conclude(options, run, record, evaluations)
 
 
 if __name__ == "__main__":

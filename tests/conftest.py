@@ -12,6 +12,8 @@ import common
 import keras
 import pytest
 
+import report
+
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data"
 
@@ -42,7 +44,7 @@ class Result:
     """What a run left in its output folder."""
 
     def __init__(self, folder: Path):
-        assert sorted(path.name for path in folder.iterdir()) == sorted(common.OUTPUT_FILES)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(report.OUTPUT_FILES)
         self.metrics = json.loads((folder / "metrics.json").read_text())
         with open(folder / "history.csv") as file:
             self.history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]

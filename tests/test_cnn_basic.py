@@ -20,6 +20,7 @@ from conftest import (
 )
 
 import cnn_basic
+import report
 
 FAST = ("--data-dir", SAMPLE, "--wandb", "disabled", "--epochs", 2)
 
@@ -125,16 +126,12 @@ def test_command_line_run_with_offline_wandb(tmp_path):
     for name in "data", "weights", "versions":
         assert run["config"][name] == metrics[name]
     history = [r["history"]["item"] for r in records if r["type"] == "history"]
+    history = [item for item in history if "epoch/epoch" in item]
     for row, logged in zip(result.history, history, strict=True):
         for name, value in row.items():
             assert logged[f"epoch/{name}"] == pytest.approx(value), name
-    summary = run["summary"]
-    for part in "train", "validation", "test":
-        for name, value in metrics[part].items():
-            assert summary[f"{part}/{name}"] == pytest.approx(value)
-    assert summary["best_epoch"] == metrics["best_epoch"]
     best = max(row["val_accuracy"] for row in result.history)
-    assert summary["epoch/val_accuracy"]["max"] == pytest.approx(best)
+    assert run["summary"]["epoch/val_accuracy"]["max"] == pytest.approx(best)
 
 
 def test_disabled_wandb_leaves_no_folder_and_output_goes_where_it_is_told(tmp_path):
@@ -150,7 +147,7 @@ def test_disabled_wandb_leaves_no_folder_and_output_goes_where_it_is_told(tmp_pa
     assert Result(tmp_path / "here").metrics["validation"]["accuracy"] < 0.99
     again = run_script(tmp_path, "cnn_basic.py", *options, "--require-accuracy", 0.1)
     assert again.returncode == 0
-    assert "replaces model.keras, history.csv, metrics.json in here" in again.stdout
+    assert f"replaces {', '.join(report.OUTPUT_FILES)} in here" in again.stdout
 
 
 def test_key_without_network_goes_on_offline(tmp_path):
