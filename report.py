@@ -523,7 +523,7 @@ def _difference(path: Path, other: str, record: dict[str, dict], test: Evaluatio
     narrower than the models' own intervals suggest.
     """
     label, predicted = np.loadtxt(path, int, delimiter=",", skiprows=1, usecols=(1, 2)).T
-    if not np.array_equal(label, test.labels):
+    if not np.array_equal(label, test.labels) or len(label) < 2:
         return ""
     differences = test.correct.astype(float) - (predicted == label)
     mean = differences.mean()
@@ -623,7 +623,6 @@ def complete_record(
         "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
     }
     record["memory"] = peak_memory()
-    record["seconds"]["total"] = round(time.perf_counter() - common.START, 2)
 
 
 def save_results(
@@ -661,6 +660,7 @@ def save_results(
                 draw_confusion_matrix(test).savefig(part / "confusion_matrix.png")
                 draw_mistakes(test, data.test).savefig(part / "mistakes.png")
                 draw_reliability(evaluations["validation"], test).savefig(part / "reliability.png")
+            record["seconds"]["total"] = round(time.perf_counter() - common.START, 2)
             page = render_html(record, *compare(folder, record, test), pictures=part)
             (part / "report.html").write_text(page, encoding="utf-8")
             (part / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
