@@ -90,11 +90,11 @@ def test_features_are_those_of_the_unfolded_backbone(precision, backbone, sample
     images = sample.test.images[:16]
     stages = [backbone.get_layer(name).output for name in resnet50_fashion.STAGES.values()]
     plain = keras.Model(backbone.input, stages).predict(by_pillow(images), verbose=0)
-    extractor = resnet50_fashion.build_extractor(backbone, precision)
+    extractor = resnet50_fashion.build_extractor(backbone, precision, "conv5")
     assert not any(isinstance(x, keras.layers.BatchNormalization) for x in extractor.layers)
     assert not extractor.trainable_weights
     features = extractor.predict(images, verbose=0)
-    assert tuple(features) == resnet50_fashion.FEATURES
+    assert len(features) == 6
     # float16 keeps 11 bits, bfloat16 8 in each of fifty layers.
     tolerance = 2e-3 if precision == "float32" else 0.1
     for stage, activations in zip(resnet50_fashion.STAGES, plain, strict=True):
@@ -115,12 +115,12 @@ def test_folded_backbone_agrees_to_float32_precision(backbone, sample):
 @pytest.mark.parametrize(("precision", "images"), [("float32", 40), ("bfloat16", 420)])
 def test_saved_model_is_the_head_on_the_cached_features(precision, images, run, shared_cache):
     sizes = ("--train-size", images, "--validation-size", 40, "--test-size", 40)
-    result = run("--features", "conv5_avg,conv4_max", "--precision", precision, *sizes)
+    result = run("--features", "conv4", "--precision", precision, *sizes)
     data = common.load_fashion_mnist(SAMPLE, images, 40, 40)
     (cache,) = shared_cache.glob(f"resnet50-224-bilinear-{precision}-*")
     head, by_head, by_model = result.model.get_layer("head"), [], []
     for split in data.train, data.validation, data.test:
-        cached = resnet50_fashion.read_features(split, cache, ("conv4_max", "conv5_avg"))
+        cached = resnet50_fashion.read_features(split, cache, resnet50_fashion.FEATURES["conv4"])
         by_head.append(head.predict(cached, verbose=0))
         by_model.append(result.model.predict(split.images, batch_size=50, verbose=0))
     test = np.mean(by_model[2].argmax(1) == data.test.labels)
@@ -155,6 +155,23 @@ def test_cache_holds_for_subsets_and_grows(run, tmp_path, capsys):
     assert len(after) == 5 and before.items() <= after.items()
 
 
+def test_pass_stops_at_the_last_stage_that_is_used(run, tmp_path, capsys):
+    """A pass as far as conv4 makes files that conv5 replaces; those of conv5 hold for conv4."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    by_short_pass = run("--cache-dir", first, "--features", "conv4")
+    layers = [layer.name for layer in by_short_pass.model.layers]
+    assert "conv4_block6_out" in layers
+    assert not any(name.startswith("conv5") for name in layers)
+    run("--cache-dir", second)
+    capsys.readouterr()
+    by_long_pass = run("--cache-dir", second, "--features", "conv4")
+    assert "Features: all in" in capsys.readouterr().out
+    assert by_short_pass.without_time() == by_long_pass.without_time()
+    run("--cache-dir", first)
+    assert "extracting 80 images" in capsys.readouterr().out
+    assert files(first) == files(second)
+
+
 def test_damaged_cache_is_mended_or_named(run, tmp_path, capsys):
     cache = tmp_path / "own"
     run("--cache-dir", cache)
@@ -168,7 +185,7 @@ def test_damaged_cache_is_mended_or_named(run, tmp_path, capsys):
     content[len(content) // 2 :: 1000] = bytes(len(content[len(content) // 2 :: 1000]))
     flipped.write_bytes(content)
     with pytest.raises(common.UserError, match=f"{flipped} is damaged .*: delete it"):
-        run("--cache-dir", cache, "--features", ",".join(resnet50_fashion.FEATURES))
+        run("--cache-dir", cache, "--features", "conv4")
 
 
 def test_other_weights_and_other_images_get_other_features(run, weights, tmp_path):
@@ -212,8 +229,8 @@ def test_killed_and_concurrent_extractions_end_in_the_same_bytes(tmp_path):
 # One row for each option of this script alone: arguments, what only a run that heeds them shows.
 OPTIONS = {
     "features": (
-        ("--features", "conv4_max,conv3_avg"),
-        lambda r: r.model.get_layer("head").input_shape == (None, 512 + 1024),
+        ("--features", "conv4"),
+        lambda r: r.model.get_layer("head").input_shape == (None, 512 + 1024 + 1024),
     ),
     "dropout": (("--dropout", 0.25), lambda r: classifier_layer(r, "dropout").rate == 0.25),
     "patience": (
@@ -272,7 +289,7 @@ def test_every_option_has_a_test(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--features", "conv6_avg"), "unknown 'conv6_avg'; there are conv3_avg, conv3_max"),
+        (("--features", "conv6"), "argument --features: invalid choice: 'conv6'"),
         (("--dropout", "1"), "argument --dropout: expected a number from 0 to below 1"),
         (("--patience", "0"), "argument --patience: expected a whole number from 1"),
         (("--precision", "float64"), "argument --precision: invalid choice: 'float64'"),
