@@ -92,8 +92,8 @@ def main() -> None:
                 name: report.Evaluation(common.predict(model, split.images), split.labels)
                 for name, split in data.splits.items()
             }
-        report.save_results(options, run, record, evaluations, data, model, log)
-    report.conclude(options, run, record, evaluations)
+        comparison = report.save_results(options, run, record, evaluations, data, model, log)
+    report.conclude(options, run, record, comparison)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import math
 import netrc
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import common  # before Keras: it chooses the backend
 import keras
-import matplotlib
+import matplotlib.style
 import numpy as np
 import tensorflow as tf
 import wandb
@@ -38,7 +39,6 @@ OUTPUT_FILES = (
     *("model.keras", "history.csv", "metrics.json", "predictions.csv", "report.html"),
     *PICTURES,
 )
-TABLES = ("confusion_matrix", "per_class")  # of the record's "test"; the rest are single values
 
 # -------------------------------------------------------------------------------- evaluation
 
@@ -185,7 +185,10 @@ def wandb_run(options: argparse.Namespace, record: dict[str, dict]) -> Iterator[
     """
     run = _start_run(options, record)
     try:
-        _log_inputs(run, record)
+        try:
+            _log_inputs(run, record)
+        except OSError as error:
+            raise UserError(f"W&B: {error}") from None
         yield run
     except BaseException:
         run.finish(exit_code=1)
@@ -199,6 +202,9 @@ def _start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Ru
     Its config is every option, and what `record` has so far on versions, data and weights.
     """
     config = record["config"] | {name: record[name] for name in ("versions", "data", "weights")}
+    # A run's files wait for their upload beside it, and not in a folder of the user's home.
+    staging = Path(os.environ.get("WANDB_DIR", ""), "wandb").absolute()
+    os.environ.setdefault("WANDB_DATA_DIR", str(staging))
     try:
         settings = wandb.setup().settings
     except ValueError as error:
@@ -336,7 +342,7 @@ def log_evaluations(
             split: [{"epoch": row["epoch"], metric: row[prefix + metric]} for row in history]
             for split, prefix in (("train", ""), ("validation", "val_"))
         }
-        return lines(epochs, "epoch", metric, f"{metric.capitalize()} after each epoch")
+        return lines(epochs, "epoch", metric, f"{metric.capitalize()} by epoch")
 
     held_out = {name: evaluations[name] for name in ("validation", "test")}
     perfect = [{"confidence": i, "accuracy": i} for i in (0, 1)]
@@ -407,7 +413,7 @@ def draw_curves(history: list[dict[str, float]], best_epoch: int) -> Figure:
             axes.legend()
         else:
             axes.set_ylim(bottom=0)
-        axes.set(title=title, xlabel="epoch")
+        axes.set(title=title, xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -482,8 +488,12 @@ def draw_reliability(validation: Evaluation, test: Evaluation) -> Figure:
 # ------------------------------------------------------------------------------- comparison
 
 
-def compare(folder: Path, record: dict[str, dict], test: Evaluation) -> tuple[list[list[str]], str]:
-    """This run beside the other script's last one that has its output in a folder beside.
+def compare(
+    folder: Path, record: dict[str, dict], test: Evaluation, positions: np.ndarray
+) -> tuple[list[list[str]], str]:
+    """This run beside the other script's last one on the same data, in an output folder beside.
+
+    `positions` are those of the test images in the data set's file.
 
     Returns:
         The rows of a table, the first its header, and a sentence on the difference, or "".
@@ -492,23 +502,26 @@ def compare(folder: Path, record: dict[str, dict], test: Evaluation) -> tuple[li
     rows, sentence = [_comparison_row(record)], ""
     others = []
     for path in folder.resolve().parent.glob("*/metrics.json"):
-        # Whatever else lies there, this is no reason to fail.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(Exception):  # whatever lies there, it is no reason to fail
             other = json.loads(path.read_text())
-            if other["model"] != record["model"]:
+            same_data = other["data"]["sha256"] == record["data"]["sha256"]
+            if same_data and other["model"] != record["model"]:
                 others.append((path.stat().st_mtime, path, other, _comparison_row(other)))
     if others:
         _, path, other, row = max(others)
         rows.insert(0, row)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            sentence = _difference(path.with_name("predictions.csv"), other["model"], record, test)
+        with contextlib.suppress(Exception):
+            theirs = np.loadtxt(path.with_name("predictions.csv"), delimiter=",", skiprows=1)
+            if np.array_equal(theirs[:, 0], positions):
+                correct = theirs[:, 1] == theirs[:, 2]
+                sentence = _difference(record["model"], test.correct, other["model"], correct)
     return [header, *rows], sentence
 
 
 def _comparison_row(metrics: dict[str, dict]) -> list[str]:
     low, high = metrics["test"]["interval95"]
     return [
-        metrics["model"],
+        str(metrics["model"]),
         f"{metrics['data']['train']:,}",
         f"{metrics['validation']['accuracy']:.1%}",
         f"{metrics['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})",
@@ -516,21 +529,20 @@ def _comparison_row(metrics: dict[str, dict]) -> list[str]:
     ]
 
 
-def _difference(path: Path, other: str, record: dict[str, dict], test: Evaluation) -> str:
-    """Says how the accuracies differ if the other's predictions are of the same test images.
+def _difference(model: str, correct: np.ndarray, other: str, other_correct: np.ndarray) -> str:
+    """Says how far two models differ in accuracy on the same images.
 
-    Both models saw the same images, so the interval is that of the mean of paired differences,
-    narrower than the models' own intervals suggest.
+    The interval is that of the mean of paired differences, narrower than the models' own intervals
+    suggest. It needs some images on which one is right and the other wrong: else there is no word.
     """
-    label, predicted = np.loadtxt(path, int, delimiter=",", skiprows=1, usecols=(1, 2)).T
-    if not np.array_equal(label, test.labels) or len(label) < 2:
+    differences = correct.astype(float) - other_correct
+    if np.count_nonzero(differences) < 10:
         return ""
-    differences = test.correct.astype(float) - (predicted == label)
     mean = differences.mean()
     half = Z95 * differences.std(ddof=1) / math.sqrt(len(differences))
     return (
-        f"On the same {len(label):,} test images, {record['model']} is {100 * abs(mean):.1f} points"
-        f" {'better' if mean >= 0 else 'worse'} than {other} (difference, 95 % interval: "
+        f"On the same {len(correct):,} test images, {model} is {100 * abs(mean):.1f} points "
+        f"{'better' if mean >= 0 else 'worse'} than {other} (difference, 95 % interval: "
         f"{100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})."
     )
 
@@ -622,7 +634,6 @@ def complete_record(
         "trainable": sum(math.prod(weight.shape) for weight in model.trainable_weights),
         "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
     }
-    record["memory"] = peak_memory()
 
 
 def save_results(
@@ -633,10 +644,13 @@ def save_results(
     data: FashionMNIST,
     model: keras.Model,
     log: EpochLog,
-) -> None:
+) -> tuple[list[list[str]], str]:
     """Completes the record; writes `OUTPUT_FILES`, and the same to W&B.
 
     Each file appears whole or not at all: it is first written beside, then moved into place.
+
+    Returns:
+        The comparison with the other script's last run, as `compare` gives it.
 
     Raises:
         UserError: a file cannot be written.
@@ -655,21 +669,27 @@ def save_results(
             model.save(part / "model.keras")
             write_csv(part / "history.csv", log.rows)
             write_csv(part / "predictions.csv", predictions)
-            with matplotlib.rc_context(STYLE):
+            with matplotlib.style.context(["default", STYLE]):  # not the user's own
                 draw_curves(log.rows, record["best_epoch"]).savefig(part / "curves.png")
                 draw_confusion_matrix(test).savefig(part / "confusion_matrix.png")
                 draw_mistakes(test, data.test).savefig(part / "mistakes.png")
                 draw_reliability(evaluations["validation"], test).savefig(part / "reliability.png")
+            record["memory"] = peak_memory()
             record["seconds"]["total"] = round(time.perf_counter() - common.START, 2)
-            page = render_html(record, *compare(folder, record, test), pictures=part)
-            (part / "report.html").write_text(page, encoding="utf-8")
+            comparison = compare(folder, record, test, data.test.positions)
+            page = render_html(record, *comparison, pictures=part)
+            (part / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
             (part / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-            log_evaluations(run, evaluations, data, log.rows)
-            log_output(run, record, part)
-            for name in OUTPUT_FILES:
-                (part / name).replace(folder / name)
+            try:
+                # From here and not from `folder`, which another trial of a sweep may write to.
+                log_evaluations(run, evaluations, data, log.rows)
+                log_output(run, record, part)
+            finally:  # whatever became of W&B
+                for name in OUTPUT_FILES:
+                    (part / name).replace(folder / name)
     except OSError as error:
-        raise UserError(f"--output-dir: {error}") from None
+        raise UserError(f"not all results could be written: {error}") from None
+    return comparison
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
@@ -678,6 +698,11 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def without_tables(part: dict[str, object]) -> dict[str, object]:
+    """A part of the record without what W&B has as a table (its metadata may have 100 values)."""
+    return {k: v for k, v in part.items() if k not in ("confusion_matrix", "per_class")}
 
 
 def log_output(run: wandb.Run, record: dict[str, dict], folder: Path) -> None:
@@ -689,17 +714,14 @@ def log_output(run: wandb.Run, record: dict[str, dict], folder: Path) -> None:
     if run.disabled:
         return
     for part in "train", "validation", "test", "parameters", "memory", "seconds":
-        values = {name: value for name, value in record[part].items() if name not in TABLES}
+        values = without_tables(record[part])
         run.summary.update({f"{part}/{name}": value for name, value in values.items()})
     pictures = {f"report/{Path(n).stem}": wandb.Image(str(folder / n)) for n in PICTURES}
     run.log(pictures | {"report/page": wandb.Html(str(folder / "report.html"), inject=False)})
     if not run.sweep_id:
-        # Until it is uploaded, it stays within the run's folder: by default, wandb would copy it
-        # to a folder that nobody looks into, and leave it there.
-        kept = Path(run.dir).with_name("model.keras")
-        shutil.copyfile(folder / "model.keras", kept)
-        artifact = wandb.Artifact(record["model"], type="model", metadata=record)
-        artifact.add_file(str(kept), policy="immutable", skip_cache=True)
+        metadata = record | {"test": without_tables(record["test"])}
+        artifact = wandb.Artifact(record["model"], type="model", metadata=metadata)
+        artifact.add_file(str(folder / "model.keras"), skip_cache=True)
         run.log_artifact(artifact)
 
 
@@ -783,8 +805,8 @@ def render_html(
     }
     return PAGE.format(
         title=f"{record['model']} on Fashion-MNIST",
-        headline=f"<b>{test['accuracy']:.1%}</b> of {count:,} test images right "
-        f"(95 % interval {low:.1%} to {high:.1%}), after {record['best_epoch']} epochs.",
+        headline=f"<b>{test['accuracy']:.1%}</b> of {count:,} test images right (95 % interval "
+        f"{low:.1%} to {high:.1%}), with the weights of epoch {record['best_epoch']}.",
         sections="\n".join(f"<h2>{title}</h2>\n{body}" for title, body in sections.items()),
     )
 
@@ -793,14 +815,14 @@ def conclude(
     options: argparse.Namespace,
     run: wandb.Run,
     record: dict[str, dict],
-    evaluations: dict[str, Evaluation],
+    comparison: tuple[list[list[str]], str],
 ) -> None:
     """The last lines of a run: the comparison, where things are, and whether it was good enough.
 
     Raises:
         UserError: the validation accuracy is below `--require-accuracy`.
     """
-    rows, sentence = compare(options.output_dir, record, evaluations["test"])
+    rows, sentence = comparison
     print()
     for row in rows:
         print("{:<18} {:>12}  {:>10}  {:<24} {:>8}".format(*row))
@@ -808,7 +830,7 @@ def conclude(
         print(sentence)
     print(f"\nSaved in {options.output_dir}: {', '.join(OUTPUT_FILES)}")
     if run.offline and not run.disabled:
-        folder = os.path.relpath(Path(run.dir).parent)
+        folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
         print(f"W&B, offline. Look at the run:  wandb leet {folder}")
         print(f"              Sync it later:    wandb sync {folder}")
     reached, required = record["validation"]["accuracy"], options.require_accuracy

@@ -316,7 +316,8 @@ def extract_features(
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incomplete-") as folder:
                 np.savez(part := Path(folder) / path.name, **features)
-                part.replace(path)
+                if not has_features(path, extractor.output):  # a longer pass may have been here
+                    part.replace(path)
         except OSError as error:
             raise common.UserError(f"--cache-dir: {error}") from None
         extracted += len(images)
@@ -476,8 +477,8 @@ def main() -> None:
             }
         head = keras.Sequential([standardiser, classifier], name="head")
         model = assemble(extractor, FEATURES[options.features], head)
-        report.save_results(options, run, record, evaluations, data, model, log)
-    report.conclude(options, run, record, evaluations)
+        comparison = report.save_results(options, run, record, evaluations, data, model, log)
+    report.conclude(options, run, record, comparison)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,7 +142,7 @@ def folder(tmp_path_factory):
     """A folder in which both scripts have run."""
     folder = tmp_path_factory.mktemp("runs")
     options = ("--data-dir", SAMPLE, "--epochs", 3, "--wandb", "offline")
-    # One of the two knows nothing, and 125 test images are another test than 400.
+    # One of the two knows nothing.
     subset = ("--train-size", 125, "--validation-size", 125, "--weights", "none")
     for script, more in ("resnet50_fashion", subset), ("cnn_basic", ()):
         (folder / script).mkdir()
@@ -306,8 +307,9 @@ def test_wandb_has_code_data_and_model(wandb_records, folder, script, metrics):
     saved = (folder / "outputs" / script / "model.keras").read_bytes()
     assert Path(entry["local_path"]).read_bytes() == saved
     metadata = json.loads(model["metadata"])
-    for name in "data", "weights", "train", "validation", "test", "config":
+    for name in "data", "weights", "train", "validation", "config":
         assert metadata[name] == metrics[name]
+    assert metadata["test"].items() <= metrics["test"].items()
     if script == "resnet50_fashion":
         assert re.fullmatch("[0-9a-f]{64}", metadata["weights"]["sha256"])
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
@@ -393,6 +395,47 @@ def test_comparison_is_of_paired_test_images(folder):
     assert "resnet50_fashion" in stdout
     assert sentence in Page((folder / "outputs/cnn_basic/report.html").read_text()).texts
     assert "On the same" not in (folder / "resnet50_fashion" / "stdout").read_text()
+
+
+def test_other_images_are_not_compared(folder, tmp_path, sample):
+    record = Result(folder / "outputs" / "cnn_basic").metrics
+    other = tmp_path / "outputs" / "resnet50_fashion"
+    shutil.copytree(folder / "outputs" / "resnet50_fashion", other)
+    test = Evaluation(np.eye(10)[sample.test.labels], sample.test.labels)
+
+    def compare(positions):
+        return report.compare(tmp_path / "outputs" / "cnn_basic", record, test, positions)
+
+    rows, sentence = compare(sample.test.positions)
+    assert len(rows) == 3
+    assert "cnn_basic is" in sentence
+    assert compare(sample.test.positions[::-1])[1] == ""
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["data"]["sha256"]["t10k-images-idx3-ubyte"] = 64 * "0"
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    assert len(compare(sample.test.positions)[0]) == 2
+    for garbage in '{"model": ["q"]}', 100_000 * "[", "\x00", "[1]":
+        (other / "metrics.json").write_text(garbage)
+        assert len(compare(sample.test.positions)[0]) == 2
+
+
+def test_what_waits_for_its_upload_is_beside_the_run(wandb_records, folder, script):
+    _, _, artifacts = wandb_records
+    for artifact in [a for kind in artifacts.values() for a in kind]:
+        for entry in artifact["manifest"]["contents"]:
+            assert Path(entry["local_path"]).is_relative_to(folder / script / "wandb")
+            assert Path(entry["local_path"]).exists()
+
+
+def test_folder_that_wandb_cannot_write_is_an_error(tmp_path):
+    (tmp_path / "nowhere").touch()
+    options = ("--data-dir", SAMPLE, "--epochs", 1, "--wandb", "offline")
+    done = run_script(
+        tmp_path, "cnn_basic.py", *options, WANDB_DATA_DIR=str(tmp_path / "nowhere" / "data")
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("cnn_basic.py: error: W&B: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_mistakes_picture_without_a_mistake(sample):
