@@ -22,7 +22,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,6 +37,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+tf.get_logger().setLevel("ERROR")  # or it warns that several models' functions are compiled
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 
@@ -87,6 +88,7 @@ def _number(convert: type, accepts: Callable[[float], bool], expected: str) -> C
     return parse
 
 
+whole_number = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0")
 positive_int = _number(int, lambda value: 1 <= value < 2**31, "a whole number from 1")
 seed_int = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
@@ -94,6 +96,11 @@ dropout_rate = _number(float, lambda value: 0 <= value < 1, "a number from 0 to 
 accuracy_share = _number(
     float, lambda value: 0 < value <= 1, "an accuracy between 0 and 1, such as 0.9"
 )
+
+
+def all_or_count(text: str) -> str | int:
+    """An `argparse` type: "all" or a whole number from 0."""
+    return text if text == "all" else whole_number(text)
 
 
 def option_parser(description: str, model: str) -> argparse.ArgumentParser:
@@ -540,13 +547,55 @@ def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:
     )
 
 
-def predict(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """The model's outputs for all inputs.
+def predict(model: keras.Model, inputs: np.ndarray, dtype: str = "float32") -> np.ndarray:
+    """The model's outputs for all inputs, as an array of a dtype.
 
     `model.predict` does the same, but turns float16 inputs to float32, all of them at once.
     """
-    batches = range(0, len(inputs), 1000)
-    return np.concatenate([model.predict_on_batch(inputs[i : i + 1000]) for i in batches])
+    batches = [inputs[i : i + 1000] for i in range(0, len(inputs), 1000)]
+    outputs = []
+    for i in range(0, len(batches), devices()):
+        outputs += [o.astype(dtype) for o in predict_each(model, batches[i : i + devices()])]
+    return np.concatenate(outputs)
+
+
+def devices() -> int:
+    """How many devices share the work: GPUs, if there are several, else one."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def predict_each(model: keras.Model, batches: list[np.ndarray]) -> list:
+    """The model's outputs for each of at most as many batches as there are devices, at once.
+
+    A device has a whole batch, so that the outputs do not depend on how many devices there are.
+    """
+    strategy = tf.distribute.get_strategy()
+    if devices() == 1:
+        return [model.predict_on_batch(batch) for batch in batches]
+    if not batches:
+        return []
+    # Every device must take part: those without a batch of their own repeat the last.
+    inputs = strategy.experimental_distribute_values_from_function(
+        lambda device: tf.constant(batches[min(device.replica_id_in_sync_group, len(batches) - 1)])
+    )
+    outputs = distributed_call(model)(inputs)
+
+    def of_device(i: int) -> object:
+        return tf.nest.map_structure(
+            lambda values: strategy.experimental_local_results(values)[i].numpy(), outputs
+        )
+
+    return [of_device(i) for i in range(len(batches))]
+
+
+@lru_cache(maxsize=4)
+def distributed_call(model: keras.Model) -> Callable:
+    """The model's inference on each device's own inputs, as a compiled function."""
+    strategy = tf.distribute.get_strategy()
+    return tf.function(
+        lambda inputs: strategy.run(lambda batch: model(batch, training=False), (inputs,)),
+        reduce_retracing=True,
+    )
 
 
 @contextlib.contextmanager

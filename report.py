@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -178,12 +178,16 @@ class Evaluation:
 
 
 @contextlib.contextmanager
-def wandb_run(options: argparse.Namespace, record: dict[str, dict]) -> Iterator[wandb.Run]:
+def wandb_run(
+    options: argparse.Namespace, record: dict[str, dict], run_id: str | None = None
+) -> Iterator[wandb.Run]:
     """A W&B run that is open within the `with`, and marked as failed if the block raises.
+
+    With the id of an earlier run it continues that.
 
     (A `wandb.Run` itself can be used so, but prints a traceback then, even for Ctrl-C.)
     """
-    run = _start_run(options, record)
+    run = _start_run(options, record, run_id)
     try:
         try:
             _log_inputs(run, record)
@@ -196,7 +200,9 @@ def wandb_run(options: argparse.Namespace, record: dict[str, dict]) -> Iterator[
     run.finish()
 
 
-def _start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Run:
+def _start_run(
+    options: argparse.Namespace, record: dict[str, dict], run_id: str | None
+) -> wandb.Run:
     """Opens the run; never prompts, never fails for want of a key or a network.
 
     Its config is every option, and what `record` has so far on versions, data and weights.
@@ -219,6 +225,8 @@ def _start_run(options: argparse.Namespace, record: dict[str, dict]) -> wandb.Ru
     def init(mode: str, **settings: object) -> wandb.Run:
         return wandb.init(
             mode=mode,
+            id=run_id,
+            resume="allow" if run_id else None,
             project=options.project,
             # Only runs on the same images compare: a group is what has the same training images.
             group=f"{record['data']['train']}-train-images",
@@ -273,11 +281,13 @@ class EpochLog(keras.callbacks.Callback):
     executions for steps, and so logs a wrong learning rate from a schedule.
     """
 
-    def __init__(self, run: wandb.Run) -> None:
-        """`run` is the open W&B run; `rows` will hold a dictionary for each epoch."""
+    advice = "try a lower --learning-rate"  # when the loss is no longer a number
+
+    def __init__(self, run: wandb.Run, rows: Iterable[dict[str, float]] = ()) -> None:
+        """`run` is the open W&B run; `rows` has, and will have, a dictionary for each epoch."""
         super().__init__()
         self.run = run
-        self.rows: list[dict[str, float]] = []
+        self.rows = list(rows)
         run.define_metric("epoch/epoch")
         run.define_metric("epoch/*", step_metric="epoch/epoch")
         run.define_metric("best/val_accuracy", step_metric="epoch/epoch")
@@ -297,9 +307,7 @@ class EpochLog(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}}
         row |= {"learning_rate": self.learning_rate, "seconds": time.perf_counter() - self.start}
         if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"the loss in epoch {epoch + 1} is {row['loss']}; try a lower --learning-rate"
-            )
+            raise UserError(f"the loss in epoch {epoch + 1} is {row['loss']}: {self.advice}")
         self.rows.append(row)
         # Sweeps can maximise what is logged, not the maximum of what is logged.
         best = {"best/val_accuracy": self.best["val_accuracy"]}

@@ -44,7 +44,8 @@ class Result:
     """What a run left in its output folder."""
 
     def __init__(self, folder: Path):
-        assert sorted(path.name for path in folder.iterdir()) == sorted(report.OUTPUT_FILES)
+        files = {path.name for path in folder.iterdir()} - {"checkpoint"}  # of a fine-tuning
+        assert files == set(report.OUTPUT_FILES)
         self.metrics = json.loads((folder / "metrics.json").read_text())
         with open(folder / "history.csv") as file:
             self.history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]

@@ -15,20 +15,38 @@ from PIL import Image
 import resnet50_fashion
 
 FAST = ("--data-dir", SAMPLE, "--wandb", "disabled", "--weights", "none", "--epochs", 2)
+FAST = (*FAST, "--image-size", 64)
+STAGES = {"conv3": "conv3_block4_out", "conv4": "conv4_block6_out", "conv5": "conv5_block3_out"}
 SMALL = ("--train-size", 40, "--validation-size", 20, "--test-size", 20)  # four files of 20 images
+
+
+def random_backbone(name, image_size):
+    """A network of random weights, those of its BatchNormalizations included."""
+    backbone = resnet50_fashion.build_backbone(name, image_size, "none", seed=0)
+    rng = np.random.default_rng(0)
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            n = layer.beta.shape[0]
+            gamma = [rng.uniform(0.5, 1.5, n)] if layer.scale else []
+            means = rng.normal(0, 0.3, n), rng.normal(0, 0.3, n)
+            layer.set_weights([*gamma, *means, rng.uniform(0.5, 2, n)])
+    return backbone
+
+
+def extractor_of(backbone, precision):
+    """The extractor of a ResNet50 to its end."""
+    blocks = resnet50_fashion.blocks_of(
+        backbone, resnet50_fashion.BACKBONES["resnet50"].block_starts
+    )
+    stages = resnet50_fashion.stages_of(backbone, blocks)
+    frozen = resnet50_fashion.freeze("resnet50", backbone, precision)
+    return resnet50_fashion.build_extractor(frozen, stages, "conv5")
 
 
 @pytest.fixture(scope="session")
 def backbone():
     """A random ResNet50 whose BatchNormalization layers do something."""
-    backbone = resnet50_fashion.build_backbone("none", seed=0)
-    rng = np.random.default_rng(0)
-    for layer in backbone.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            n = layer.gamma.shape[0]
-            statistics = rng.uniform(0.5, 1.5, n), rng.normal(0, 0.3, n), rng.normal(0, 0.3, n)
-            layer.set_weights([*statistics, rng.uniform(0.5, 2, n)])
-    return backbone
+    return random_backbone("resnet50", 224)
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +68,9 @@ def write_legacy(model, path):
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, value in zip(names, layer.get_weights(), strict=True):
                 group[name] = value
+
+
+MINIMAL = ("--data-dir", str(SAMPLE), "--weights", "none")
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +100,7 @@ def by_pillow(images):
 
 
 def test_backbone_input_is_what_pillow_and_preprocess_input_make(backbone, sample):
-    extractor = resnet50_fashion.build_extractor(backbone, "float32", "conv5")
+    extractor = extractor_of(backbone, "float32")
     start = keras.Model(extractor.input, extractor.get_layer("conv1_pad").input)
     images = sample.test.images[:10]
     np.testing.assert_allclose(start.predict(images, verbose=0), by_pillow(images), atol=1e-3)
@@ -88,28 +109,56 @@ def test_backbone_input_is_what_pillow_and_preprocess_input_make(backbone, sampl
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_features_are_those_of_the_unfolded_backbone(precision, backbone, sample):
     images = sample.test.images[:16]
-    stages = [backbone.get_layer(name).output for name in resnet50_fashion.STAGES.values()]
+    stages = [backbone.get_layer(name).output for name in STAGES.values()]
     plain = keras.Model(backbone.input, stages).predict(by_pillow(images), verbose=0)
-    extractor = resnet50_fashion.build_extractor(backbone, precision, "conv5")
+    extractor = extractor_of(backbone, precision)
     assert not any(isinstance(x, keras.layers.BatchNormalization) for x in extractor.layers)
     assert not extractor.trainable_weights
     features = extractor.predict(images, verbose=0)
     assert len(features) == 6
     # float16 keeps 11 bits, bfloat16 8 in each of fifty layers.
     tolerance = 2e-3 if precision == "float32" else 0.1
-    for stage, activations in zip(resnet50_fashion.STAGES, plain, strict=True):
+    for stage, activations in zip(STAGES, plain, strict=True):
         for name, pooled in ("avg", activations.mean((1, 2))), ("max", activations.max((1, 2))):
             ours = features[f"{stage}_{name}"]
             assert ours.dtype == np.float16
             np.testing.assert_allclose(ours, pooled, rtol=tolerance, atol=tolerance * pooled.mean())
 
 
-def test_folded_backbone_agrees_to_float32_precision(backbone, sample):
-    images = by_pillow(sample.test.images[:8])
-    folded = resnet50_fashion.fold_batch_norm(backbone, backbone.input, "float32")
-    expected = backbone.predict(images, verbose=0)
+@pytest.mark.parametrize("name", resnet50_fashion.BACKBONES)
+def test_folded_backbone_agrees_to_float32_precision(name, sample):
+    backbone = random_backbone(name, 96)
+    rgb = keras.random.uniform((4, 96, 96, 3), 0, 255, seed=0)
+    expected = backbone.predict(rgb, verbose=0)
     assert expected.std() > 0.01
-    np.testing.assert_allclose(folded.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-4)
+    folded = resnet50_fashion.fold_batch_norm(backbone, backbone.input, "float32")
+    # InceptionV3's and ConvNeXt's have none to begin with, or none that is a layer of its own.
+    assert not any(isinstance(x, keras.layers.BatchNormalization) for x in folded.layers)
+    np.testing.assert_allclose(folded.predict(rgb, verbose=0), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "conv3", "conv4", "conv5", "blocks"),
+    [
+        ("resnet50", (28, 512), (14, 1024), (7, 2048), 16),
+        ("efficientnetb0", (28, 40), (14, 112), (7, 1280), 16),
+        ("efficientnetv2b0", (28, 48), (14, 112), (7, 1280), 21),
+        ("inceptionv3", (35, 288), (17, 768), (8, 2048), 13),
+        ("mobilenetv2", (28, 32), (14, 96), (7, 1280), 17),
+        ("convnexttiny", (28, 192), (14, 384), (7, 768), 18),
+    ],
+)
+def test_stages_and_blocks_are_the_papers(name, conv3, conv4, conv5, blocks):
+    kind = resnet50_fashion.BACKBONES[name]
+    backbone = resnet50_fashion.build_backbone(name, kind.image_size, "none", seed=0)
+    starts = resnet50_fashion.blocks_of(backbone, kind.block_starts)
+    assert len(starts) == blocks + 1
+    stages = resnet50_fashion.stages_of(backbone, starts)
+    shapes = [
+        resnet50_fashion.activations_at(backbone, stages[stage]).shape[2:]
+        for stage in ("conv3", "conv4", "conv5")
+    ]
+    assert shapes == [conv3, conv4, conv5]
 
 
 @pytest.mark.parametrize(("precision", "images"), [("float32", 40), ("bfloat16", 420)])
@@ -117,7 +166,7 @@ def test_saved_model_is_the_head_on_the_cached_features(precision, images, run, 
     sizes = ("--train-size", images, "--validation-size", 40, "--test-size", 40)
     result = run("--features", "conv4", "--precision", precision, *sizes)
     data = common.load_fashion_mnist(SAMPLE, images, 40, 40)
-    (cache,) = shared_cache.glob(f"resnet50-224-bilinear-{precision}-*")
+    (cache,) = shared_cache.glob(f"resnet50-64-bilinear-{precision}-*")
     head, by_head, by_model = result.model.get_layer("head"), [], []
     for split in data.train, data.validation, data.test:
         cached = resnet50_fashion.read_features(split, cache, resnet50_fashion.FEATURES["conv4"])
@@ -232,6 +281,14 @@ OPTIONS = {
         ("--features", "conv4"),
         lambda r: r.model.get_layer("head").input_shape == (None, 512 + 1024 + 1024),
     ),
+    "backbone": (
+        ("--backbone", "mobilenetv2"),
+        lambda r: r.model.get_layer("head").input_shape == (None, 1280),
+    ),
+    "image_size": (
+        ("--image-size", 96),
+        lambda r: r.model.get_layer("conv1_conv").output.shape[1] == 48,
+    ),
     "dropout": (("--dropout", 0.25), lambda r: classifier_layer(r, "dropout").rate == 0.25),
     "patience": (
         ("--patience", 1, "--epochs", 30),
@@ -272,6 +329,7 @@ def test_batch_size_changes_the_training(run):
 
 def test_every_option_has_a_test(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["resnet50_fashion.py"])
+    options = vars(resnet50_fashion.parse_options()).keys()
     elsewhere = {
         "batch_size",
         "weights",
@@ -280,10 +338,11 @@ def test_every_option_has_a_test(monkeypatch):
         "train_size",
         "validation_size",
         "test_size",
+        "gpus",
     }
+    fine_tuning = {name for name in options if name.startswith("fine_tune_")} | {"resume"}
     as_in_the_baseline = {"model", "data_dir", "output_dir", "require_accuracy", "wandb", "project"}
-    options = vars(resnet50_fashion.parse_options()).keys()
-    assert options == OPTIONS.keys() | elsewhere | as_in_the_baseline
+    assert options == OPTIONS.keys() | elsewhere | as_in_the_baseline | fine_tuning
 
 
 @pytest.mark.parametrize(
@@ -291,11 +350,25 @@ def test_every_option_has_a_test(monkeypatch):
     [
         (("--features", "conv6"), "argument --features: invalid choice: 'conv6'"),
         (("--dropout", "1"), "argument --dropout: expected a number from 0 to below 1"),
+        (("--gpus", "some"), "argument --gpus: expected a whole number from 0"),
+        (("--gpus", "99"), "error: --gpus 99: TensorFlow sees"),
+        (("--backbone", "vgg16"), "argument --backbone: invalid choice: 'vgg16'"),
+        (("--resume",), "--resume: only fine-tuning can be resumed"),
+        (
+            (*MINIMAL, "--image-size", "31"),
+            "error: --image-size 31: Input size must be at least 32",
+        ),
+        ((*MINIMAL, "--fine-tune-blocks", "17"), "--fine-tune-blocks 17: only 16 blocks"),
+        (
+            (*MINIMAL, "--features", "conv4", "--fine-tune-blocks", "14"),
+            "--fine-tune-blocks 14: only 13 blocks",
+        ),
         (("--patience", "0"), "argument --patience: expected a whole number from 1"),
         (("--precision", "float64"), "argument --precision: invalid choice: 'float64'"),
     ],
 )
-def test_unusable_value_is_a_usage_error(arguments, message, monkeypatch, capsys):
+def test_unusable_value_is_a_usage_error(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["resnet50_fashion.py", *arguments])
     with pytest.raises(SystemExit) as end:
         common.run_script(resnet50_fashion.main)
@@ -308,7 +381,7 @@ def test_both_layouts_load_whatever_the_file_is_called(backbone, weights, tmp_pa
     for name, other in ("current.weights.h5", "some.h5"), ("legacy.h5", "some.weights.h5"):
         (tmp_path / other).write_bytes((weights / name).read_bytes())
         for path in weights / name, tmp_path / other:
-            loaded = resnet50_fashion.build_backbone(str(path), seed=1)
+            loaded = resnet50_fashion.build_backbone("resnet50", 224, str(path), seed=1)
             assert resnet50_fashion.weights_digest(loaded) == expected
 
 
@@ -319,9 +392,9 @@ def test_weights_that_do_not_fit_are_an_error_that_names_a_layer(layout, tmp_pat
     path = tmp_path / layout
     write_legacy(other, path) if layout == "legacy.h5" else other.save_weights(path)
     with pytest.raises(
-        common.UserError, match=r"not the weights of .*conv[45]_block\d+_1_conv"
+        common.UserError, match=r"not the weights of .*conv[45]_block\d+_1_(conv|bn)"
     ) as e:
-        resnet50_fashion.build_backbone(str(path), seed=0)
+        resnet50_fashion.build_backbone("resnet50", 224, str(path), seed=0)
     assert len(str(e.value).splitlines()) == 1
 
 
@@ -329,12 +402,12 @@ def test_unreadable_weights_are_an_error(tmp_path):
     (tmp_path / "junk.h5").write_bytes(b"junk")
     for path in tmp_path / "junk.h5", tmp_path / "none.h5", tmp_path:
         with pytest.raises(common.UserError, match=f"--weights {path}: cannot be read"):
-            resnet50_fashion.build_backbone(str(path), seed=0)
+            resnet50_fashion.build_backbone("resnet50", 224, str(path), seed=0)
 
 
 def test_random_weights_are_said_loudly(capsys):
-    resnet50_fashion.build_backbone("none", seed=0)
-    assert "WARNING: --weights none: the ResNet50 is RANDOM" in capsys.readouterr().out
+    resnet50_fashion.build_backbone("resnet50", 224, "none", seed=0)
+    assert "WARNING: --weights none: the resnet50 is RANDOM" in capsys.readouterr().out
 
 
 def test_imagenet_weights_without_network_are_an_error_with_the_way_out(tmp_path):
