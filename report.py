@@ -499,7 +499,9 @@ def draw_reliability(validation: Evaluation, test: Evaluation) -> Figure:
 def compare(
     folder: Path, record: dict[str, dict], test: Evaluation, positions: np.ndarray
 ) -> tuple[list[list[str]], str]:
-    """This run beside the other script's last one on the same data, in an output folder beside.
+    """This run beside the last one of another model on the same data, in an output folder beside.
+
+    Models are the two scripts', and the fine-tuned one.
 
     `positions` are those of the test images in the data set's file.
 
@@ -513,7 +515,7 @@ def compare(
         with contextlib.suppress(Exception):  # whatever lies there, it is no reason to fail
             other = json.loads(path.read_text())
             same_data = other["data"]["sha256"] == record["data"]["sha256"]
-            if same_data and other["model"] != record["model"]:
+            if same_data and _title(other) != _title(record):
                 others.append((path.stat().st_mtime, path, other, _comparison_row(other)))
     if others:
         _, path, other, row = max(others)
@@ -522,14 +524,20 @@ def compare(
             theirs = np.loadtxt(path.with_name("predictions.csv"), delimiter=",", skiprows=1)
             if np.array_equal(theirs[:, 0], positions):
                 correct = theirs[:, 1] == theirs[:, 2]
-                sentence = _difference(record["model"], test.correct, other["model"], correct)
+                sentence = _difference(_title(record), test.correct, _title(other), correct)
     return [header, *rows], sentence
+
+
+def _title(metrics: dict[str, dict]) -> str:
+    """Which of the models that a comparison tells apart: the script, and whether it fine-tuned."""
+    blocks = metrics.get("config", {}).get("fine_tune_blocks")
+    return f"{metrics['model']}, fine-tuned" if blocks else str(metrics["model"])
 
 
 def _comparison_row(metrics: dict[str, dict]) -> list[str]:
     low, high = metrics["test"]["interval95"]
     return [
-        str(metrics["model"]),
+        _title(metrics),
         f"{metrics['data']['train']:,}",
         f"{metrics['validation']['accuracy']:.1%}",
         f"{metrics['test']['accuracy']:.1%} ({low:.1%} to {high:.1%})",
@@ -658,7 +666,7 @@ def save_results(
     Each file appears whole or not at all: it is first written beside, then moved into place.
 
     Returns:
-        The comparison with the other script's last run, as `compare` gives it.
+        The comparison with another model's last run, as `compare` gives it.
 
     Raises:
         UserError: a file cannot be written.
@@ -797,7 +805,7 @@ def render_html(
         per_class.append([row["class"], *shares, row["support"], other])
     sections = {
         "Results": table(results),
-        "Beside the other script's last run": f"{table(comparison)}<p>{html.escape(sentence)}</p>",
+        "Beside another model's last run": f"{table(comparison)}<p>{html.escape(sentence)}</p>",
         "By class, on the test images": table(per_class),
         "What is confused with what": picture("confusion_matrix.png"),
         "Most confident mistakes: the model's, or the label's": picture("mistakes.png"),
@@ -833,7 +841,7 @@ def conclude(
     rows, sentence = comparison
     print()
     for row in rows:
-        print("{:<18} {:>12}  {:>10}  {:<24} {:>8}".format(*row))
+        print("{:<28} {:>12}  {:>10}  {:<24} {:>8}".format(*row))
     if sentence:
         print(sentence)
     print(f"\nSaved in {options.output_dir}: {', '.join(OUTPUT_FILES)}")

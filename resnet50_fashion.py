@@ -836,7 +836,7 @@ def fine_tune(
     )
     model.optimizer.build(model.trainable_variables)
     if state["last"]:
-        model.load_weights(folder / state["last"])
+        load_epoch(model, folder / state["last"])
         print(f"Resuming after epoch {log.rows[-1]['epoch']}.")
     else:
         save_checkpoint(folder, model, state, log)
@@ -849,17 +849,23 @@ def fine_tune(
             break
         for i, variable in enumerate(seeds):  # of dropout and augmentation
             variable.assign(np.array([options.seed + i, epoch], variable.dtype))
-        model.fit(
-            fine_tuning_batches(model, data.train, cache, size, seed=[options.seed, epoch]),
-            shuffle=False,  # they are
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            validation_data=validation,
-            callbacks=[keras.callbacks.TerminateOnNaN(), log],
-            verbose=2,
-        )
+        batches = fine_tuning_batches(model, data.train, cache, size, [options.seed, epoch])
+        try:
+            model.fit(
+                batches,
+                shuffle=False,  # they are
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                validation_data=validation,
+                callbacks=[keras.callbacks.TerminateOnNaN(), log],
+                verbose=2,
+            )
+        except tf.errors.OpError as error:  # which is all that is left of an error in `read_chunk`
+            if message := re.search("UserError: (.*)", str(error)):
+                raise common.UserError(message[1]) from None
+            raise
         save_checkpoint(folder, model, state, log)
-    model.load_weights(folder / state["best"])
+    load_epoch(model, folder / state["best"])
 
 
 # -------------------------------------------------------------------------------- checkpoint
@@ -871,29 +877,35 @@ NOT_OF_THE_RUN = {
 }
 
 
-def load_checkpoint(options: argparse.Namespace, weights: dict[str, str]) -> dict:
+def load_checkpoint(options: argparse.Namespace, record: dict[str, dict]) -> dict:
     """The state of the run that `--resume` continues, or the start of a new run's.
 
     Args:
         options: the command line's.
-        weights: digest and precision of the backbone's.
+        record: has the digests of data and weights, and the precision.
 
     Raises:
-        common.UsageError: the run there had other options or weights, or should not be lost.
+        common.UsageError: the run there had other options, data or weights, or should not be lost.
         common.UserError: the checkpoint cannot be read.
     """
     config = {k: v for k, v in vars(options).items() if k not in NOT_OF_THE_RUN}
-    config |= {"weights_sha256": weights["sha256"], "computed_in": weights["precision"]}
+    config |= {
+        "data_sha256": record["data"]["sha256"],
+        "computed_in": record["weights"]["precision"],
+    }
+    config |= {"weights_sha256": record["weights"]["sha256"]}
     path = options.output_dir / "checkpoint" / "state.json"
     new = {"config": config, "last": None, "finished": False}
     try:
         state = json.loads(path.read_text())
+        if missing := {"config", "rows", "last", "best", "finished"} - set(state):
+            raise ValueError(f"it has no {', '.join(missing)}")
     except FileNotFoundError:
         if options.resume:
             print(f"There is no {path} to resume from: this run starts at its beginning.")
         return new
     except (OSError, ValueError) as error:
-        raise common.UserError(f"{path} cannot be read: {error}") from None
+        raise common.UserError(f"{path} cannot be read: {error}; delete that folder") from None
     if not options.resume:
         if state["finished"] or not options.fine_tune_blocks:
             return new
@@ -936,6 +948,19 @@ def save_checkpoint(folder: Path, model: keras.Model, state: dict, log: report.E
                 path.unlink()
     except OSError as error:
         raise common.UserError(f"no checkpoint could be written: {error}") from None
+
+
+def load_epoch(model: keras.Model, path: Path) -> None:
+    """Loads an epoch's weights, with the optimizer's.
+
+    Raises:
+        common.UserError: the file is not there or damaged.
+    """
+    try:
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise common.UserError(f"{path} is damaged ({reason}): delete its folder") from None
 
 
 def write_state(folder: Path, state: dict) -> None:
@@ -987,7 +1012,7 @@ def main() -> None:
         cut = cut_before(backbone, blocks, names, options.fine_tune_blocks)
         digest = weights_digest(backbone)
         record["weights"] = {"source": options.weights, "sha256": digest, "precision": precision}
-    state = load_checkpoint(options, record["weights"])
+    state = load_checkpoint(options, record)
 
     with report.wandb_run(options, record, state.get("wandb_id")) as run:
         with common.timed(seconds, "extraction"):

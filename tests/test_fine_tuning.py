@@ -274,3 +274,23 @@ def test_two_devices_compute_what_one_does(tmp_path):
     for expected, row in zip(one, two, strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=0.01)
         assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.01)
+
+
+def test_damaged_checkpoint_and_activations_are_named(run, tmp_path):
+    cache = tmp_path / "own"
+    run("--cache-dir", cache)
+    checkpoint = tmp_path / "outputs" / "resnet50_fashion" / "checkpoint"
+    weights = checkpoint / "epoch-004.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    with pytest.raises(common.UserError, match=rf"{weights.name} is damaged .*: delete its folder"):
+        run("--cache-dir", cache, "--resume")
+    (checkpoint / "state.json").write_text("{}")
+    with pytest.raises(common.UserError, match=r"state.json cannot be read: it has no .*; delete"):
+        run("--cache-dir", cache, "--resume")
+    (checkpoint / "state.json").unlink()
+    activations = min(path for path in cache.rglob("*.npz") if "activations-" in str(path))
+    content = bytearray(activations.read_bytes())
+    content[5000:-5000:1000] = bytes(len(content[5000:-5000:1000]))
+    activations.write_bytes(content)
+    with pytest.raises(common.UserError, match=r"activations-\d+/.* is damaged .*: delete it"):
+        run("--cache-dir", cache)

@@ -331,7 +331,7 @@ def test_both_scripts_log_under_the_same_names(folder):
         started[script] = {key: first[key] for key in ("job_type", "tags", "project")}
         assert first["run_group"] == f"{run['config']['data']['train']}-train-images"
     assert started["cnn_basic"] == started["resnet50_fashion"]
-    extraction = {"extraction/images", "extraction/images_per_second", "extraction/seconds"}
+    extraction = {"features/images", "features/images_per_second", "features/seconds"}
     assert logged["resnet50_fashion"] - logged["cnn_basic"] == extraction
     assert logged["cnn_basic"] <= logged["resnet50_fashion"]
 

@@ -422,15 +422,16 @@ def test_imagenet_weights_without_network_are_an_error_with_the_way_out(tmp_path
     assert not list((tmp_path / "outputs" / "resnet50_fashion").iterdir())
 
 
-def test_subset_reaches_what_is_promised(whole_folder, imagenet_weights, tmp_path):
-    # Over seeds 0 to 4, validation was 88.45 ± 0.37 %, test 88.22 ± 0.14 %. Asked for are three and
-    # five standard deviations less, since another machine rounds differently.
-    subset = ("--train-size", 6000, "--validation-size", 2000, "--test-size", 2000)
+def test_quick_start_reaches_what_is_promised(whole_folder, imagenet_weights, tmp_path):
+    # Over seeds 0 to 4, validation was QVAL %, test QTEST %. Asked for is a point less,
+    # since another machine rounds differently.
+    subset = ("--train-size", 5000, "--validation-size", 2000, "--test-size", 2000)
     done = run_script(
         tmp_path,
         "resnet50_fashion.py",
         *("--data-dir", whole_folder, "--weights", imagenet_weights, *subset),
-        *("--cache-dir", tmp_path / "cache", "--wandb", "disabled", "--require-accuracy", 0.873),
+        *("--features", "conv4", "--cache-dir", tmp_path / "cache", "--wandb", "disabled"),
+        *("--require-accuracy", 0.895),
     )
     assert done.returncode == 0, done.stderr
-    assert Result(tmp_path / "outputs" / "resnet50_fashion").metrics["test"]["accuracy"] >= 0.875
+    assert Result(tmp_path / "outputs" / "resnet50_fashion").metrics["test"]["accuracy"] >= 0.89
