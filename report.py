@@ -598,11 +598,13 @@ def git_commit() -> str | None:
 def peak_memory() -> dict[str, float]:
     """The most memory, in GB, that this process has had so far; {} where that is not known."""
     peak = {}
-    with contextlib.suppress(ImportError):  # Windows has no such module
+    with contextlib.suppress(OSError):  # Linux, where `ru_maxrss` counts what the parent had, too
+        status = Path("/proc/self/status").read_text()
+        peak["peak_gb"] = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    if not peak and platform.system() == "Darwin":
         import resource
 
-        unit = 1 if platform.system() == "Darwin" else 1024
-        peak["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        peak["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
     if tf.config.list_physical_devices("GPU"):
         peak["gpu_peak_gb"] = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
     return {name: round(value, 2) for name, value in peak.items()}
