@@ -598,9 +598,8 @@ def git_commit() -> str | None:
 def peak_memory() -> dict[str, float]:
     """The most memory, in GB, that this process has had so far; {} where that is not known."""
     peak = {}
-    with contextlib.suppress(
-        OSError, IndexError
-    ):  # Linux, where `ru_maxrss` counts what the parent had, too
+    # On Linux: `ru_maxrss` would be at least what the process that started this one had.
+    with contextlib.suppress(OSError, IndexError):
         status = Path("/proc/self/status").read_text()
         peak["peak_gb"] = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
     if not peak and platform.system() == "Darwin":
