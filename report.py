@@ -306,8 +306,10 @@ class EpochLog(keras.callbacks.Callback):
         """
         row = {"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}}
         row |= {"learning_rate": self.learning_rate, "seconds": time.perf_counter() - self.start}
-        if not math.isfinite(row["loss"]):
-            raise UserError(f"the loss in epoch {epoch + 1} is {row['loss']}: {self.advice}")
+        # The last step of an epoch shows in the validation loss alone.
+        for loss in row["loss"], row["val_loss"]:
+            if not math.isfinite(loss):
+                raise UserError(f"the loss in epoch {epoch + 1} is {loss}: {self.advice}")
         self.rows.append(row)
         # Sweeps can maximise what is logged, not the maximum of what is logged.
         best = {"best/val_accuracy": self.best["val_accuracy"]}
@@ -568,7 +570,7 @@ def _difference(model: str, correct: np.ndarray, other: str, other_correct: np.n
 
 def versions() -> dict[str, object]:
     """What a run is computed with: software, the scripts' git commit, processor, GPUs."""
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     return {
         "commit": git_commit(),
         "python": platform.python_version(),
@@ -606,7 +608,7 @@ def peak_memory() -> dict[str, float]:
         import resource
 
         peak["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         peak["gpu_peak_gb"] = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
     return {name: round(value, 2) for name, value in peak.items()}
 

@@ -6,6 +6,7 @@ model is one whole: raw uint8 (N, 28, 28) images → probabilities (N, 10).
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -301,7 +302,7 @@ def resolve_precision(precision: str) -> str:
     """Turns "auto" into "bfloat16" where that is native (and so about twice as fast)."""
     if precision != "auto":
         return precision
-    if gpus := tf.config.list_physical_devices("GPU"):
+    if gpus := tf.config.get_visible_devices("GPU"):
         details = tf.config.experimental.get_device_details(gpus[0])
         native = details.get("compute_capability", (0, 0)) >= (8, 0)
     else:
@@ -783,6 +784,17 @@ def fine_tuning_batches(
     )
 
 
+@contextlib.contextmanager
+def errors_of_reading() -> Iterator[None]:
+    """Raises a `UserError` of `read_chunk` as such, which TensorFlow has made one of its own."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if message := re.search("UserError: (.*)", str(error)):
+            raise common.UserError(message[1]) from None
+        raise
+
+
 def augment(model: keras.Model) -> keras.Model:
     """The same model, trained on images that are flipped and shifted by up to two pixels."""
     images = keras.Input((28, 28), dtype="uint8")
@@ -836,6 +848,7 @@ def fine_tune(
     )
     model.optimizer.build(model.trainable_variables)
     if state["last"]:
+        load_epoch(model, folder / state["best"])  # whether it is whole shows before the work
         load_epoch(model, folder / state["last"])
         print(f"Resuming after epoch {log.rows[-1]['epoch']}.")
     else:
@@ -848,9 +861,9 @@ def fine_tune(
         if epoch - max(first, log.best["epoch"]) >= options.patience:
             break
         for i, variable in enumerate(seeds):  # of dropout and augmentation
-            variable.assign(np.array([options.seed + i, epoch], variable.dtype))
+            variable.assign(np.array([options.seed + i, epoch << 20], variable.dtype))
         batches = fine_tuning_batches(model, data.train, cache, size, [options.seed, epoch])
-        try:
+        with errors_of_reading():
             model.fit(
                 batches,
                 shuffle=False,  # they are
@@ -860,10 +873,6 @@ def fine_tune(
                 callbacks=[keras.callbacks.TerminateOnNaN(), log],
                 verbose=2,
             )
-        except tf.errors.OpError as error:  # which is all that is left of an error in `read_chunk`
-            if message := re.search("UserError: (.*)", str(error)):
-                raise common.UserError(message[1]) from None
-            raise
         save_checkpoint(folder, model, state, log)
     load_epoch(model, folder / state["best"])
 
@@ -895,19 +904,24 @@ def load_checkpoint(options: argparse.Namespace, record: dict[str, dict]) -> dic
     }
     config |= {"weights_sha256": record["weights"]["sha256"]}
     path = options.output_dir / "checkpoint" / "state.json"
-    new = {"config": config, "last": None, "finished": False}
+    rate = options.fine_tune_learning_rate
+    new = {"config": config, "learning_rate": rate, "last": None, "finished": False}
+    if not options.fine_tune_blocks:
+        return new
     try:
         state = json.loads(path.read_text())
-        if missing := {"config", "rows", "last", "best", "finished"} - set(state):
+        needed = {"config", "rows", "last", "best", "head_epochs", "learning_rate", "finished"}
+        if missing := needed - set(state):
             raise ValueError(f"it has no {', '.join(missing)}")
     except FileNotFoundError:
         if options.resume:
             print(f"There is no {path} to resume from: this run starts at its beginning.")
         return new
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise common.UserError(f"{path} cannot be read: {error}; delete that folder") from None
     if not options.resume:
-        if state["finished"] or not options.fine_tune_blocks:
+        if state["finished"]:
+            path.unlink()  # or a later `--resume` of this run might take it for this run's
             return new
         raise common.UsageError(
             f"{path.parent} has an unfinished run's epoch {state['rows'][-1]['epoch']}: --resume "
@@ -921,7 +935,11 @@ def load_checkpoint(options: argparse.Namespace, record: dict[str, dict]) -> dic
             f"--resume: the run in {path.parent} had another "
             + ", ".join(f"{k} ({state['config'].get(k)}, not {config.get(k)})" for k in other)
         )
-    return state
+    if state["finished"] and state["learning_rate"] != rate:
+        raise common.UsageError(
+            f"--resume: the run in {path.parent} has finished, with another fine_tune_learning_rate"
+        )
+    return state | {"learning_rate": rate}
 
 
 def save_checkpoint(folder: Path, model: keras.Model, state: dict, log: report.EpochLog) -> None:
@@ -1047,7 +1065,7 @@ def main() -> None:
                     trained, cache = model, None
             with common.timed(seconds, "fine_tuning"):
                 fine_tune(trained, data, cache, options, log, state)
-            with common.timed(seconds, "evaluation"):
+            with common.timed(seconds, "evaluation"), errors_of_reading():
                 batches = functools.partial(
                     fine_tuning_batches, trained, cache=cache, batch_size=100
                 )
