@@ -41,7 +41,7 @@ def kernels(layers):
     return {w.path: w.numpy() for w in weights if w.path.startswith("conv")}
 
 
-@pytest.mark.parametrize("inputs", ["cached", "computed", "augmented"])
+@pytest.mark.parametrize("inputs", ["cached", "augmented"])
 def test_only_the_unfrozen_kernels_move(inputs, run):
     # A head that has hardly learnt: the best epoch is one of the fine-tuning.
     weak = ("--epochs", 1, "--learning-rate", 1e-7, "--fine-tune-learning-rate", 1e-4)
@@ -97,8 +97,8 @@ def test_network_in_two_parts_is_the_network(name, features, sample):
         np.testing.assert_allclose(both, expected, atol=0.01 * expected.std())
 
 
-@pytest.mark.parametrize("name", resnet50_fashion.BACKBONES)
-def test_each_backbone_extracts_trains_fine_tunes_saves_and_loads(name, run):
+@pytest.mark.parametrize("name", sorted(resnet50_fashion.BACKBONES.keys() - {"resnet50"}))
+def test_each_other_backbone_extracts_trains_fine_tunes_saves_and_loads(name, run):
     result = run("--backbone", name, "--features", "conv4", "--image-size", 96)
     test = common.load_fashion_mnist(SAMPLE, 60, 20, 20).test
     probabilities = result.model.predict(test.images, verbose=0)
@@ -108,19 +108,15 @@ def test_each_backbone_extracts_trains_fine_tunes_saves_and_loads(name, run):
     assert len(result.history) == 4
 
 
-def test_cached_activations_train_as_computed_ones(run):
-    cached, computed = run(), run("--fine-tune-inputs", "computed")
+def test_cached_activations_train_as_computed_ones_and_augmented_ones_do_not(run):
+    inputs = "cached", "computed", "augmented"
+    cached, computed, augmented = (run("--fine-tune-inputs", name) for name in inputs)
     for one, other in zip(cached.history, computed.history, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.01)
     assert cached.history[-1]["loss"] != cached.history[2]["loss"]
-
-
-def test_augmentation_is_of_training_alone(run, tmp_path):
-    plain, augmented = (run("--fine-tune-inputs", i) for i in ("computed", "augmented"))
-    assert plain.history[2]["loss"] != augmented.history[2]["loss"]
-    assert [row["loss"] for row in plain.history[:2]] == [
-        row["loss"] for row in augmented.history[:2]
-    ]
+    losses = [[row["loss"] for row in result.history] for result in (computed, augmented)]
+    assert losses[0][:2] == losses[1][:2]  # the head's
+    assert losses[0][2] != pytest.approx(losses[1][2], rel=0.01)
     assert not any("random" in layer.name for layer in augmented.model.layers)
 
 
@@ -223,13 +219,12 @@ def test_fine_tuning_options_reach_what_they_name(run, cache):
         for options in (
             (),
             ("--fine-tune-learning-rate", 3e-4),
-            ("--fine-tune-batch-size", 30),
-            ("--fine-tune-epochs", 3),
+            ("--fine-tune-batch-size", 30, "--fine-tune-epochs", 3),
         )
     ]
     assert all(losses[:2] == histories[0][:2] for losses in histories)
-    assert [len(losses) for losses in histories] == [4, 4, 4, 5]
-    assert len({losses[3] for losses in histories}) == 4
+    assert [len(losses) for losses in histories] == [4, 4, 5]
+    assert len({losses[3] for losses in histories}) == 3
 
 
 def test_disk_without_room_is_an_error_before_the_work(run, monkeypatch, tmp_path):

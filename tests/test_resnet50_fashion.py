@@ -315,11 +315,22 @@ def classifier_layer(result, start):
     return next(layer for layer in classifier.layers if layer.name.startswith(start))
 
 
+BASE = ("--precision", "float32", "--dropout", 0.5)
+
+
+@pytest.fixture(scope="module")
+def base_results():
+    """The result of `BASE` alone, once there is one."""
+    return []
+
+
 @pytest.mark.parametrize("option", OPTIONS)
-def test_option_reaches_what_it_names(option, run):
+def test_option_reaches_what_it_names(option, run, base_results):
     arguments, shows = OPTIONS[option]
-    assert shows(run("--precision", "float32", "--dropout", 0.5, *arguments))
-    assert not shows(run("--precision", "float32", "--dropout", 0.5))
+    if not base_results:
+        base_results.append(run(*BASE))
+    assert shows(run(*BASE, *arguments))
+    assert not shows(base_results[0])
 
 
 def test_batch_size_changes_the_training(run):
@@ -422,16 +433,16 @@ def test_imagenet_weights_without_network_are_an_error_with_the_way_out(tmp_path
     assert not list((tmp_path / "outputs" / "resnet50_fashion").iterdir())
 
 
-def test_quick_start_reaches_what_is_promised(whole_folder, imagenet_weights, tmp_path):
-    # Over seeds 0 to 4, validation was 91.0 ± 0.2 %, test 90.6 ± 0.3 %. Asked for is a point less,
-    # since another machine rounds differently.
-    subset = ("--train-size", 5000, "--validation-size", 2000, "--test-size", 2000)
+def test_subset_reaches_what_is_promised(whole_folder, imagenet_weights, tmp_path):
+    # Over seeds 0 to 4, validation was 90.3 ± 0.4 %, test 90.3 ± 0.3 %. Asked for are four standard
+    # deviations less, since another machine rounds differently.
+    subset = ("--train-size", 3000, "--validation-size", 1500, "--test-size", 1500)
     done = run_script(
         tmp_path,
         "resnet50_fashion.py",
         *("--data-dir", whole_folder, "--weights", imagenet_weights, *subset),
         *("--features", "conv4", "--cache-dir", tmp_path / "cache", "--wandb", "disabled"),
-        *("--require-accuracy", 0.895),
+        *("--require-accuracy", 0.885),
     )
     assert done.returncode == 0, done.stderr
-    assert Result(tmp_path / "outputs" / "resnet50_fashion").metrics["test"]["accuracy"] >= 0.89
+    assert Result(tmp_path / "outputs" / "resnet50_fashion").metrics["test"]["accuracy"] >= 0.885
