@@ -1,0 +1,136 @@
+"""The two models as textbooks train them: what `speed.py` compares this project's scripts with.
+
+`basic` is a plain `fit` at batch 32. `resnet50` is the usual transfer-learning script: a frozen
+ResNet50 within the model, through which every image goes again in every epoch, enlarged by tf.data.
+The last line of its output is JSON: seconds of each epoch's training and validation, accuracies.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import common  # before Keras: it chooses the backend
+import keras
+import numpy as np
+import tensorflow as tf
+
+import resnet50_fashion
+
+BATCH_SIZE = 32
+
+
+class Clock(keras.callbacks.Callback):
+    """The seconds of each epoch's training and validation."""
+
+    def __init__(self) -> None:
+        """Starts with no epoch."""
+        super().__init__()
+        self.training, self.validation = [], []
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts."""
+        self.start = time.perf_counter()
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """The training has ended, the validation begins."""
+        self.training.append(time.perf_counter() - self.start)
+        self.start = time.perf_counter()
+
+    def on_test_end(self, logs: dict | None = None) -> None:
+        """The validation has ended."""
+        self.validation.append(time.perf_counter() - self.start)
+
+
+def basic() -> keras.Model:
+    """Float images (N, 28, 28) from 0 to 1 → probabilities (N, 10)."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def head() -> list[keras.Layer]:
+    """Averages (N, 2048) → probabilities (N, 10)."""
+    return [
+        keras.layers.Dense(512, activation="relu"),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(10, activation="softmax"),
+    ]
+
+
+def resnet50(weights: str) -> keras.Model:
+    """Preprocessed images (N, 224, 224, 3) → probabilities (N, 10)."""
+    backbone = resnet50_fashion.build_backbone("resnet50", 224, weights, seed=0)  # frozen
+    inputs = keras.Input((224, 224, 3))
+    outputs = keras.layers.GlobalAveragePooling2D()(backbone(inputs, training=False))
+    for layer in head():
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
+def enlarge(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A batch of gray images as a ResNet50 wants them."""
+    rgb = tf.image.grayscale_to_rgb(tf.cast(images[..., None], "float32"))
+    enlarged = tf.image.resize(rgb, (224, 224))
+    return keras.applications.resnet50.preprocess_input(enlarged), labels
+
+
+def main() -> None:
+    """Data → model → fit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=("basic", "resnet50"))
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--weights", default="imagenet", metavar="imagenet|none|PATH")
+    parser.add_argument("--train-size", type=common.positive_int)
+    parser.add_argument("--validation-size", type=common.positive_int)
+    parser.add_argument("--epochs", type=common.positive_int, default=10)
+    options = parser.parse_args()
+
+    data = common.load_fashion_mnist(options.data_dir, options.train_size, options.validation_size)
+    keras.utils.set_random_seed(0)
+    clock = Clock()
+    if options.model == "basic":
+        model = basic()
+        train, validation = (
+            (split.images.astype("float32") / 255, split.labels)
+            for split in (data.train, data.validation)
+        )
+        sets = {"x": train[0], "y": train[1], "batch_size": BATCH_SIZE}
+    else:
+        model = resnet50(options.weights)
+        train, validation = (
+            tf.data.Dataset.from_tensor_slices((split.images, split.labels))
+            for split in (data.train, data.validation)
+        )
+        train = train.shuffle(10_000)
+        train, validation = (
+            batches.batch(BATCH_SIZE).map(enlarge, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+            for batches in (train, validation)
+        )
+        sets = {"x": train, "shuffle": False}  # it is
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    history = model.fit(
+        **sets, epochs=options.epochs, validation_data=validation, callbacks=[clock], verbose=2
+    ).history
+    print(
+        json.dumps(
+            {
+                "training_seconds": clock.training,
+                "validation_seconds": clock.validation,
+                "accuracy": np.round(history["accuracy"], 4).tolist(),
+                "val_accuracy": np.round(history["val_accuracy"], 4).tolist(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    common.run_script(main)
