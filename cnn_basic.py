@@ -9,6 +9,7 @@ import argparse
 import common  # before Keras: it chooses the backend
 import keras
 
+import predict
 import report
 
 
@@ -70,6 +71,8 @@ def train(
 def main() -> None:
     """Data → model → training → evaluation → output."""
     options = parse_options()
+    if options.predict:
+        return predict.predict(options)
     report.prepare_output(options.output_dir)
     record = report.new_record(options)
     seconds = record["seconds"]

@@ -150,6 +150,16 @@ def option_parser(description: str, model: str) -> argparse.ArgumentParser:
         help="of initial weights, shuffling and dropout (default: %(default)s)",
     )
 
+    use = parser.add_argument_group("use of the model")
+    use.add_argument(
+        "--predict",
+        type=Path,
+        nargs="+",
+        metavar="PICTURE",
+        help="do not train: classify these picture files, or those of a folder, by the model in"
+        " --output-dir",
+    )
+
     results = parser.add_argument_group("results")
     results.add_argument(
         "--output-dir",

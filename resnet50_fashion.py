@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 import wandb
 
+import predict
 import report
 
 DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}  # precision → Keras' dtype policy
@@ -1010,6 +1011,8 @@ def use_gpus(gpus: str) -> None:
 def main() -> None:
     """Data → features, once → head → fine-tuning, if any → evaluation → output."""
     options = parse_options()
+    if options.predict:
+        return predict.predict(options)
     use_gpus(options.gpus)
     report.prepare_output(options.output_dir)
     record = report.new_record(options)

@@ -1,0 +1,237 @@
+"""`--predict`: what a trained model says about one's own pictures.
+
+A picture becomes what Fashion-MNIST is made of: a light garment on black, gray, 28×28. The steps
+are those by which the data set's authors made theirs (Xiao, Rasul, Vollgraf 2017, section 2).
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import common  # before Keras: it chooses the backend
+import keras
+import matplotlib.style
+import numpy as np
+from common import CLASS_NAMES, UserError
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+import report
+
+SIDE = 28  # of the data set's images
+WORKING_SIDE = 1024  # pixels: more would only take time
+CLOSE = 0.05 * 255  # to the background: what the authors trim away
+DRAWN = 60  # pictures in `predictions.png`: more would be too large to look at
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Classifies the pictures of `--predict`, prints and draws the result.
+
+    Raises:
+        UserError: there is no model or picture, or not every picture could be used.
+    """
+    model = load_model(options)
+    names, originals, images, failures = [], [], [], 0
+    for path in files(options.predict):
+        try:
+            original = read(path)
+            images.append(to_fashion_mnist(original))
+        except Exception as error:  # of Pillow's many ways to refuse a file
+            failures += 1
+            print(f"{path}: not used: {error}", file=sys.stderr)
+            continue
+        names.append(str(path))
+        original.thumbnail((256, 256))  # as large as it will be drawn
+        originals.append(original)
+    if images:
+        probabilities = common.predict(model, np.stack(images))
+        width = max(map(len, names))
+        for name, row in zip(names, probabilities, strict=True):
+            top = np.argsort(-row)[:3]
+            print(f"{name:{width}}  " + ", ".join(f"{CLASS_NAMES[i]} {row[i]:.1%}" for i in top))
+        picture = options.output_dir / "predictions.png"
+        save(draw(names, originals, images, probabilities), picture)
+        print(f"{picture} shows what the model saw", end="")
+        print(f" of the first {DRAWN}." if len(images) > DRAWN else ".")
+    if failures:
+        raise UserError(f"{failures} of {failures + len(images)} pictures could not be used")
+
+
+def load_model(options: argparse.Namespace) -> keras.Model:
+    """The model that an earlier run saved: uint8 (N, 28, 28) → probabilities (N, 10).
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = options.output_dir / "model.keras"
+    if not path.exists():
+        command = f"python {options.model}.py"
+        if options.output_dir != Path("outputs") / options.model:
+            command += f" --output-dir {options.output_dir}"
+        raise UserError(f"there is no {path}: `{command}` makes one")
+    try:
+        model = keras.saving.load_model(path, safe_mode=True)
+    except Exception as error:  # of zip, JSON, HDF5 and Keras
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}") from None
+    if model.input_shape != (None, SIDE, SIDE) or model.output_shape != (None, len(CLASS_NAMES)):
+        raise UserError(f"{path} is not a model of these scripts")
+    return model
+
+
+def files(paths: Iterable[Path]) -> list[Path]:
+    """The files among the paths, and those in their folders that look like pictures, by name.
+
+    Raises:
+        UserError: a folder has none, or cannot be read.
+    """
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)  # if there is no such file, opening it will say so
+            continue
+        try:
+            inside = sorted(path.iterdir())
+        except OSError as error:
+            raise UserError(f"--predict: {error}") from None
+        pictures = [p for p in inside if p.suffix.lower() in Image.registered_extensions()]
+        if not pictures:
+            raise UserError(f"--predict: {path} has no picture files")
+        found += pictures
+    return found
+
+
+# --------------------------------------------------------------------- a picture, step by step
+
+
+def read(path: Path) -> Image.Image:
+    """A picture as one sees it: RGB, 8 bits, upright, at most `WORKING_SIDE` pixels wide or high.
+
+    Raises:
+        OSError: Pillow cannot read it, or it is not there.
+        Image.DecompressionBombError: it has more pixels than Pillow's limit, 89 million.
+    """
+    with warnings.catch_warnings():
+        # Pillow only warns of up to twice the limit, and a small file can hold that many.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    if image.mode[0] in "IF":  # 16 or 32 bits: Pillow would cut off what is above 255
+        values = np.asarray(image, "float32")
+        if values.max() > 255:
+            values = values * (255 / max(65535, values.max()))
+        image = Image.fromarray(values.clip(0, 255).astype("uint8"))
+    image.thumbnail((WORKING_SIDE, WORKING_SIDE))
+    if image.has_transparency_data:
+        # What is transparent becomes white, the background of the catalogue's photos.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def to_fashion_mnist(picture: Image.Image) -> np.ndarray:
+    """An RGB picture → uint8 (28, 28), a light garment on black.
+
+    Raises:
+        ValueError: it shows nothing.
+    """
+    gray = np.asarray(picture.convert("L"), "float32")
+    return centre(fit(crop(darken_background(gray))))
+
+
+def border_level(gray: np.ndarray) -> float:
+    """How light the background is: the median of the outermost pixels, from 0 to 255."""
+    border = gray[0], gray[-1], gray[:, 0], gray[:, -1]
+    return float(np.median(np.concatenate(border)))
+
+
+def darken_background(gray: np.ndarray) -> np.ndarray:
+    """Inverts a picture with a light background, and makes the background black."""
+    if border_level(gray) > 127:  # the authors inverted all: their photos were on white
+        gray = 255 - gray
+    level = border_level(gray)
+    return np.clip(gray - level, 0, None) * (255 / (255 - level))
+
+
+def crop(gray: np.ndarray) -> np.ndarray:
+    """Trims the edges that are as dark as the background: position and distance tell nothing.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    garment = gray > CLOSE
+    if not garment.any():
+        raise ValueError("it shows nothing that differs from its border")
+    rows, columns = np.flatnonzero(garment.any(axis=1)), np.flatnonzero(garment.any(axis=0))
+    return gray[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def fit(gray: np.ndarray) -> np.ndarray:
+    """Scales the longer side to 28 pixels, as it is in the data set, and keeps the shape."""
+    height, width = gray.shape
+    scale = SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(gray).resize(size, Image.Resampling.BOX))
+
+
+def centre(gray: np.ndarray) -> np.ndarray:
+    """Puts it into the middle of black: float (h, w), the longer 28 → uint8 (28, 28)."""
+    height, width = gray.shape
+    image = np.zeros((SIDE, SIDE), "uint8")
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    image[top : top + height, left : left + width] = gray.clip(0, 255).round()
+    return image
+
+
+# ------------------------------------------------------------------------------------ picture
+
+
+def draw(
+    names: list[str],
+    originals: list[Image.Image],
+    images: list[np.ndarray],
+    probabilities: np.ndarray,
+) -> Figure:
+    """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities."""
+    count = min(len(names), DRAWN)
+    rows = (count + 1) // 2
+    with matplotlib.style.context(["default", report.STYLE]):  # not the user's own
+        figure = Figure(figsize=(14, 2.2 * rows))
+        widths = 1, 1, 1.6
+        grid = figure.subplots(
+            rows, 6, squeeze=False, gridspec_kw={"width_ratios": [*widths, *widths]}
+        )
+        for axes in grid.flatten():
+            axes.set_axis_off()
+        for i in range(count):
+            original, seen, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
+            original.imshow(originals[i])
+            original.set_title(f"{Path(names[i]).name[:28]}", fontsize=9)
+            seen.imshow(images[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            seen.set_title("what the model saw", fontsize=9)
+            bars.set_axis_on()
+            best = np.argmax(probabilities[i])
+            colours = ["C0" if j == best else "silver" for j in range(len(CLASS_NAMES))]
+            bars.barh(CLASS_NAMES, probabilities[i], color=colours)
+            bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0 %", "50 %", "100 %"))
+            bars.tick_params(labelsize=7)
+            bars.invert_yaxis()
+            bars.set_title(f"{CLASS_NAMES[best]} {probabilities[i, best]:.0%}", fontsize=9)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = path.with_name(f".incomplete-{path.name}")
+    try:
+        figure.savefig(part, format="png")
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None

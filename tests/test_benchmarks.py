@@ -1,0 +1,92 @@
+"""The benchmarks, on tiny sizes: that they run, and that their tables say what was measured."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SAMPLE, environment
+
+
+def run(folder, script, *options):
+    command = [sys.executable, ROOT / "benchmarks" / script, *map(str, options)]
+    done = subprocess.run(
+        [*command, "--data-dir", SAMPLE, "--weights", "none"],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rows(path):
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def number(text):
+    return float(re.match(r"[\d.,]+", text)[0].replace(",", ""))
+
+
+def test_speed(tmp_path):
+    sizes = *("--images", 4, "--rounds", 2, "--train-size", 40, "--epochs", 2), *("--slice", 32)
+    run(tmp_path, "speed.py", *sizes, "--output", tmp_path)
+
+    table = {row[0]: row[1:] for row in rows(tmp_path / "runtimes.md")}
+    first = "Keras `ResNet50.predict`, float32"
+    assert len(table) == 9
+    for name, (rate, ratio, *_, difference) in table.items():
+        if "not installed" in rate:
+            assert "Keras `" not in name and "project" not in name
+            continue
+        assert number(ratio) == pytest.approx(number(rate) / number(table[first][0]), rel=0.5)
+        # All runtimes compute the same network: in bfloat16, with eight bits of precision.
+        assert number(difference) < (0.5 if "float32" in name else 10)
+
+    textbook, one, later = rows(tmp_path / "job.md")
+    assert "extrapolated" in textbook[1]
+    assert number(later[1]) < number(one[1])
+    plain, this = rows(tmp_path / "baseline.md")
+    assert number(plain[2]) == 1
+    # Printed are two decimals of seconds that may be hundredths.
+    assert number(this[1]) > 0 and number(this[2]) > 0
+
+
+def test_accuracy(tmp_path):
+    run(
+        tmp_path,
+        *("accuracy.py", "--rows", "basic", "--seeds", 0, 1, "--epochs", 1),
+        *("--output", tmp_path / "accuracy.md"),
+    )
+    ((command, *accuracies),) = rows(tmp_path / "accuracy.md")
+    assert command == "`python cnn_basic.py`"
+
+    test = []
+    for seed in 0, 1:
+        folder = tmp_path / f"outputs-{seed}"
+        options = "--epochs", "1", "--seed", str(seed), "--wandb", "disabled"
+        command = [sys.executable, ROOT / "cnn_basic.py", "--data-dir", SAMPLE, *options]
+        subprocess.run(
+            [*command, "--output-dir", folder],
+            env=environment(tmp_path),
+            check=True,
+            capture_output=True,
+        )
+        labels = [line.split(",") for line in (folder / "predictions.csv").open()]
+        label, predicted = (labels[0].index(name) for name in ("label", "predicted"))
+        right = [row[label] == row[predicted] for row in labels[1:]]
+        test.append(100 * sum(right) / len(right))
+        shutil.rmtree(folder)
+    mean, deviation = sum(test) / 2, abs(test[0] - test[1]) / 2**0.5
+    assert accuracies[2] == f"{mean:.2f} ± {deviation:.2f} %"
+
+
+def test_tables_of_the_readme_are_the_benchmarks():
+    readme = (ROOT / "README.md").read_text()
+    tables = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    assert tables
+    for path in tables:
+        assert path.read_text().strip() in readme, path.name
