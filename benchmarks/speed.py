@@ -7,14 +7,15 @@ Sections, each a table (a Markdown file in --output, of which README shows a cop
             reaches. Every runtime is a process of its own, and they take turns.
   job       a whole job: this project's first and later runs, against the textbook script, whose
             cost is measured on a slice and extrapolated
+  later     the same with all images, of the later run alone, from the features in --cache-dir
   baseline  an epoch of the small dense network: cnn_basic.py against a plain `fit` at batch 32
   growth    seconds and memory of a first run by the number of images, and the fitted line
   ninety    seconds until the validation accuracy's 95 % interval lies above 90 %, with the fewest
             images that get there with each of three seeds
 
-Without a section named, the first three: about 5 minutes on 2 cores, and about 1 GB of memory for
-each runtime. Other runtimes are used where installed: pip install openvino onnxruntime onnx tf2onnx
-torch.
+Without a section named, runtimes, job and baseline: about 10 minutes on 2 cores with all runtimes
+installed (pip install openvino onnxruntime onnx tf2onnx torch), and 5 without; then up to
+24 GB of memory, too, since all wait for their turns at once.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help="default: the first three")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="default: the quick ones")
     parser.add_argument("--data-dir", type=Path, help="as the scripts'")
     parser.add_argument("--weights", default="imagenet", help="as the scripts'")
     parser.add_argument(
@@ -64,7 +65,10 @@ def parse_options() -> argparse.Namespace:
         type=int,
         default=1000,
         help="training images of job; a tenth of them as validation, two tenths as test images"
-        " (default: %(default)s; 50,000 for nearly the whole data set)",
+        " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, help="as resnet50_fashion.py's, of later (default: as there)"
     )
     parser.add_argument(
         "--epochs", type=int, default=10, help="of job and baseline (default: %(default)s)"
@@ -98,7 +102,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Each section → its table."""
     options = parse_options()
-    for name in options.sections or list(SECTIONS)[:3]:
+    for name in options.sections or ("runtimes", "job", "baseline"):
         table = SECTIONS[name](options)
         path = options.output / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -444,7 +448,7 @@ def ours(options: argparse.Namespace, folder: Path, *more: object) -> tuple[floa
     weights = weights if weights in ("imagenet", "none") else Path(weights).absolute()
     seconds, memory, _ = run(
         *("resnet50_fashion.py", *common_options(options), "--weights", weights),
-        *("--wandb", "disabled", "--output-dir", "outputs", "--cache-dir", "cache", *more),
+        *("--wandb", "disabled", "--output-dir", "outputs", *more),
         cwd=folder,
     )
     return seconds, memory, json.loads((folder / "outputs" / "metrics.json").read_text())
@@ -470,37 +474,47 @@ def textbook_slice(options: argparse.Namespace, folder: Path) -> tuple[float, fl
 
 def job(options: argparse.Namespace) -> str:
     """The whole job's table."""
-    sizes = {
-        TRAIN: options.train_size,
-        VALIDATION: max(options.train_size // 10, 10),
-        TEST: max(options.train_size // 5, 10),
-    }
+    train = options.train_size
+    sizes = {TRAIN: train, VALIDATION: max(train // 10, 10), TEST: max(train // 5, 10)}
+    return compare(options, sizes, {"first run": "cache", "later run": "cache"})
+
+
+def later(options: argparse.Namespace) -> str:
+    """The whole job's table, with all images and the features of an earlier run."""
+    sizes = {TRAIN: 55_000, VALIDATION: 5_000, TEST: 10_000}
+    cache = options.cache_dir and options.cache_dir.absolute()
+    return compare(options, sizes, {"later run": cache})
+
+
+def compare(
+    options: argparse.Namespace, sizes: dict[str, int], runs: dict[str, Path | str | None]
+) -> str:
+    """The textbook script's cost, from a slice before each run, and the runs' with their caches."""
     more = [word for pair in sizes.items() for word in pair]
     more += ["--epochs", options.epochs, "--patience", options.epochs]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        slices = [textbook_slice(options, folder)]
-        first = ours(options, folder, *more)
-        slices.append(textbook_slice(options, folder))
-        later = ours(options, folder, *more)
+    slices, measured = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, cache in runs.items():
+            slices.append(textbook_slice(options, Path(folder)))
+            kept = ["--cache-dir", cache] if cache else []
+            measured[name] = ours(options, Path(folder), *more, *kept)
     training, validation = (statistics.mean(part[i] for part in slices) for i in range(2))
     textbook = options.epochs * (sizes[TRAIN] * training + sizes[VALIDATION] * validation)
     textbook += sizes[TEST] * validation
     rows = [
         ["textbook script", f"{duration(textbook)} (extrapolated)", "1 ×", f"{slices[0][2]:.1f} GB"]
     ]
-    for name, (seconds, memory, _) in ("first run", first), ("later run", later):
-        ratio = f"{textbook / seconds:,.0f} ×"
-        rows.append(
-            [f"`resnet50_fashion.py`, {name}", duration(seconds), ratio, f"{memory:.1f} GB"]
-        )
+    for name, (seconds, memory, _) in measured.items():
+        ratio, peak = f"{textbook / seconds:,.0f} ×", f"{memory:.1f} GB"
+        rows.append([f"`resnet50_fashion.py`, {name}", duration(seconds), ratio, peak])
     rates = " and ".join(f"{1 / part[0]:.1f}" for part in slices)
     return (
         markdown(["", "time", "ratio", "memory"], rows)
         + f"\n\n{sizes[TRAIN]:,} training, {sizes[VALIDATION]:,} validation, {sizes[TEST]:,} test "
         f"images, {options.epochs} epochs; this project's commands measured whole, the textbook "
-        f"script (frozen base within `fit`, enlarging by tf.data) on two slices of {options.slice} "
-        f"images: {rates} images/s in training, {1 / validation:.1f} in validation."
+        "script (frozen base within `fit`, enlarging by tf.data) on slices, one before each of "
+        f"them, of {options.slice} images: {rates} images/s in training, {1 / validation:.1f} in "
+        "validation."
     )
 
 
@@ -550,7 +564,16 @@ def growth(options: argparse.Namespace) -> str:
             seconds, memory, metrics = ours(
                 options,
                 Path(name),
-                *(TRAIN, images - 2 * tenth, VALIDATION, tenth, TEST, tenth),
+                *(
+                    TRAIN,
+                    images - 2 * tenth,
+                    VALIDATION,
+                    tenth,
+                    TEST,
+                    tenth,
+                    "--cache-dir",
+                    "cache",
+                ),
             )
         points.append((images, seconds))
         extraction = metrics["seconds"]["extraction"]
@@ -566,7 +589,7 @@ def growth(options: argparse.Namespace) -> str:
 
 def ninety(options: argparse.Namespace) -> str:
     """The table of the time to 90 %."""
-    more = "--features", "conv4", TEST, 100
+    more = "--features", "conv4", TEST, 100, "--cache-dir", "cache"
     with tempfile.TemporaryDirectory() as name:
         for train, validation in NINETY:
             lows = []
@@ -609,6 +632,7 @@ def ninety(options: argparse.Namespace) -> str:
 SECTIONS = {
     "runtimes": runtimes,
     "job": job,
+    "later": later,
     "baseline": baseline,
     "growth": growth,
     "ninety": ninety,
@@ -617,6 +641,7 @@ SECTIONS = {
 USED = {
     "runtimes": ("images", "rounds"),
     "job": ("train_size", "epochs", "slice"),
+    "later": ("epochs", "slice"),
     "baseline": ("epochs",),
     "growth": ("sizes",),
     "ninety": ("slice",),
