@@ -121,14 +121,20 @@ def read(path: Path) -> Image.Image:
             image = ImageOps.exif_transpose(file)
     if image.mode[0] in "IF":  # 16 or 32 bits: Pillow would cut off what is above 255
         values = np.asarray(image, "float32")
-        if values.max() > 255:
-            values = values * (255 / max(65535, values.max()))
+        largest = float(values.max())
+        if largest > 255 or (image.mode == "F" and largest <= 1):
+            values = values * (255 / (1 if largest <= 1 else max(65535, largest)))
         image = Image.fromarray(values.clip(0, 255).astype("uint8"))
     image.thumbnail((WORKING_SIDE, WORKING_SIDE))
     if image.has_transparency_data:
-        # What is transparent becomes white, the background of the catalogue's photos.
+        # What is transparent becomes white, the background of the catalogue's photos, or black
+        # where the garment itself is white.
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        black, white = (
+            Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
+            for colour in ("black", "white")
+        )
+        image = white if white.convert("L").getextrema()[0] < 255 - CLOSE else black
     return image.convert("RGB")
 
 

@@ -121,6 +121,8 @@ def test_kinds_of_pictures_become_the_same(tmp_path):
     transparent = gray.convert("RGBA")
     pixels = np.array(transparent)
     pixels[pixels[..., 0] == 255] = 0  # black, and transparent
+    white = np.full((*gray.size[::-1], 4), 255, "uint8")
+    white[..., 3] = np.where(shape() == 255, 0, 255)
     colour = Image.merge("RGB", [gray] * 3)
     for path in (
         saved(tmp_path / "gray.png", gray),
@@ -130,6 +132,7 @@ def test_kinds_of_pictures_become_the_same(tmp_path):
         saved(tmp_path / "alpha.png", Image.fromarray(pixels)),
         saved(tmp_path / "cmyk.jpg", colour.convert("CMYK"), quality=95),
         saved(tmp_path / "bits.tiff", Image.fromarray(wide.astype("int32"))),
+        saved(tmp_path / "float.tiff", Image.fromarray(shape().astype("float32") / 255)),
         saved(
             tmp_path / "turned.jpg",
             colour.transpose(Image.Transpose.ROTATE_90),
@@ -137,6 +140,9 @@ def test_kinds_of_pictures_become_the_same(tmp_path):
         ),
     ):
         check(path)
+    path = saved(tmp_path / "white.png", Image.fromarray(white))
+    image = predict.to_fashion_mnist(predict.read(path))
+    assert np.array_equal(image[SURE], 255 * (EXPECTED > 0)[SURE])
 
 
 def test_an_image_of_the_data_set_stays_nearly_as_it_is(tmp_path, sample):
