@@ -263,7 +263,8 @@ def _log_inputs(run: wandb.Run, record: dict[str, dict]) -> None:
     if run.disabled:
         return
     with tempfile.TemporaryDirectory() as folder:  # log_code walks all of the folder it is given
-        for name in f"{record['model']}.py", "common.py", "report.py", "requirements.txt":
+        script, shared = f"{record['model']}.py", ("common.py", "predict.py", "report.py")
+        for name in script, *shared, "requirements.txt":
             with contextlib.suppress(FileNotFoundError):  # a user's own script may lie elsewhere
                 shutil.copy(Path(__file__).with_name(name), folder)
         name = f"source-{record['model']}"

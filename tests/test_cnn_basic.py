@@ -69,7 +69,7 @@ def test_option_reaches_what_it_names(option, run):
 
 def test_every_option_has_a_test(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cnn_basic.py"])
-    elsewhere = {"model", "seed", "output_dir", "require_accuracy", "wandb", "project"}
+    elsewhere = {"model", "seed", "output_dir", "require_accuracy", "wandb", "project", "predict"}
     assert vars(cnn_basic.parse_options()).keys() == OPTIONS.keys() | elsewhere
 
 

@@ -293,7 +293,8 @@ def test_wandb_has_code_data_and_model(wandb_records, folder, script, metrics):
     run, _, artifacts = wandb_records
     (code,) = artifacts["code"]
     files = {e["path"]: e["local_path"] for e in code["manifest"]["contents"]}
-    assert files.keys() == {f"{script}.py", "common.py", "report.py", "requirements.txt"}
+    shared = {"common.py", "predict.py", "report.py"}
+    assert files.keys() == {f"{script}.py", "requirements.txt"} | shared
     for name, path in files.items():
         assert Path(path).read_text() == (ROOT / name).read_text()
     (data,) = artifacts["dataset"]

@@ -350,6 +350,7 @@ def test_every_option_has_a_test(monkeypatch):
         "validation_size",
         "test_size",
         "gpus",
+        "predict",
     }
     fine_tuning = {name for name in options if name.startswith("fine_tune_")} | {"resume"}
     as_in_the_baseline = {"model", "data_dir", "output_dir", "require_accuracy", "wandb", "project"}
