@@ -58,7 +58,10 @@ def parse_options() -> argparse.Namespace:
         "--images", type=int, default=125, help="in one turn of a runtime (default: %(default)s)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, help="turns of each runtime (default: %(default)s)"
+        "--rounds",
+        type=int,
+        default=3,
+        help="turns of each in runtimes and baseline (default: %(default)s)",
     )
     parser.add_argument(
         "--train-size",
@@ -523,7 +526,7 @@ def baseline(options: argparse.Namespace) -> str:
     plain, this = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for _ in range(2):
+        for _ in range(options.rounds):
             arguments = *common_options(options), "--epochs", options.epochs
             seconds, memory, output = run("benchmarks/textbook.py", "basic", *arguments, cwd=folder)
             result = json.loads(output.splitlines()[-1])
@@ -549,9 +552,9 @@ def baseline(options: argparse.Namespace) -> str:
         )
     return (
         markdown(["", "an epoch", "ratio", "whole command", "memory"], rows)
-        + f"\n\nMedian (range) of the epochs after the first, {options.epochs} epochs, two "
-        "commands each in turn. The plain script evaluates, draws and saves nothing, and its "
-        "commands are the shorter for it."
+        + f"\n\nMedian (range) of the epochs after the first, {options.epochs} epochs, "
+        f"{options.rounds} commands each in turn. The plain script evaluates, draws and saves "
+        "nothing, and its commands are the shorter for it."
     )
 
 
@@ -642,7 +645,7 @@ USED = {
     "runtimes": ("images", "rounds"),
     "job": ("train_size", "epochs", "slice"),
     "later": ("epochs", "slice"),
-    "baseline": ("epochs",),
+    "baseline": ("epochs", "rounds"),
     "growth": ("sizes",),
     "ninety": ("slice",),
 }

@@ -103,3 +103,19 @@ def imagenet_weights() -> str:
     if not path.exists():
         pytest.skip("needs ImageNet weights: in Keras' cache, or a file named by $RESNET50_WEIGHTS")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def subset_run(whole_folder, imagenet_weights, tmp_path_factory) -> Path:
+    """The folder of a run of resnet50_fashion.py on a part of the real data and real weights."""
+    folder = tmp_path_factory.mktemp("subset")
+    sizes = ("--train-size", 3000, "--validation-size", 1500, "--test-size", 1500)
+    done = run_script(
+        folder,
+        "resnet50_fashion.py",
+        *("--data-dir", whole_folder, "--weights", imagenet_weights, *sizes),
+        *("--features", "conv4", "--cache-dir", folder / "cache", "--wandb", "disabled"),
+        *("--require-accuracy", 0.885),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -73,16 +73,10 @@ def test_baseline_on_photos(trained, photos, sample):
     check_photos(trained, "cnn_basic.py", photos, sample, load(trained, "cnn_basic"))
 
 
-def test_resnet50_on_photos(tmp_path, imagenet_weights, photos, sample):
-    done = run_script(
-        tmp_path,
-        *("resnet50_fashion.py", "--data-dir", SAMPLE, "--weights", imagenet_weights),
-        *("--wandb", "disabled", "--cache-dir", tmp_path / "cache"),
-        *("--train-size", 600, "--validation-size", 100, "--test-size", 20),
-    )
-    assert done.returncode == 0, done.stderr
-    model = load(tmp_path, "resnet50_fashion")
-    check_photos(tmp_path, "resnet50_fashion.py", photos, sample, model)
+def test_resnet50_on_photos(subset_run, photos, sample):
+    model = load(subset_run, "resnet50_fashion")
+    check_photos(subset_run, "resnet50_fashion.py", photos, sample, model)
+    (subset_run / "outputs" / "resnet50_fashion" / "predictions.png").unlink()
 
 
 def shape(width=30, height=20):

@@ -434,16 +434,9 @@ def test_imagenet_weights_without_network_are_an_error_with_the_way_out(tmp_path
     assert not list((tmp_path / "outputs" / "resnet50_fashion").iterdir())
 
 
-def test_subset_reaches_what_is_promised(whole_folder, imagenet_weights, tmp_path):
+def test_subset_reaches_what_is_promised(subset_run):
     # Over seeds 0 to 4, validation was 90.3 ± 0.4 %, test 90.3 ± 0.3 %. Asked for are four standard
-    # deviations less, since another machine rounds differently.
-    subset = ("--train-size", 3000, "--validation-size", 1500, "--test-size", 1500)
-    done = run_script(
-        tmp_path,
-        "resnet50_fashion.py",
-        *("--data-dir", whole_folder, "--weights", imagenet_weights, *subset),
-        *("--features", "conv4", "--cache-dir", tmp_path / "cache", "--wandb", "disabled"),
-        *("--require-accuracy", 0.885),
-    )
-    assert done.returncode == 0, done.stderr
-    assert Result(tmp_path / "outputs" / "resnet50_fashion").metrics["test"]["accuracy"] >= 0.885
+    # deviations less, of validation by --require-accuracy, since another machine rounds otherwise.
+    metrics = Result(subset_run / "outputs" / "resnet50_fashion").metrics
+    assert metrics["config"]["require_accuracy"] == 0.885
+    assert metrics["test"]["accuracy"] >= 0.885
