@@ -1,28 +1,12 @@
-"""`--predict`: what a trained model says about one's own pictures.
-
-A picture becomes what Fashion-MNIST is made of: a light garment on black, gray, 28×28. The steps
-are those by which the data set's authors made theirs (Xiao, Rasul, Vollgraf 2017, section 2).
-"""
-
-import argparse
-import sys
-import warnings
-from collections.abc import Iterable
-from pathlib import Path
-
-import common  # before Keras: it chooses the backend
-import keras
-import matplotlib.style
-import numpy as np
-from common import CLASS_NAMES, UserError
-from matplotlib.figure import Figure
-from PIL import Image, ImageOps
-
-import report
-
 SIDE = 28  # of the data set's images
+
+
 WORKING_SIDE = 1024  # pixels: more would only take time
+
+
 CLOSE = 0.05 * 255  # to the background: what the authors trim away
+
+
 DRAWN = 60  # pictures in `predictions.png`: more would be too large to look at
 
 
@@ -101,9 +85,6 @@ def files(paths: Iterable[Path]) -> list[Path]:
             raise UserError(f"--predict: {path} has no picture files")
         found += pictures
     return found
-
-
-# --------------------------------------------------------------------- a picture, step by step
 
 
 def read(path: Path) -> Image.Image:
@@ -190,43 +171,6 @@ def centre(gray: np.ndarray) -> np.ndarray:
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
     image[top : top + height, left : left + width] = gray.clip(0, 255).round()
     return image
-
-
-# ------------------------------------------------------------------------------------ picture
-
-
-def draw(
-    names: list[str],
-    originals: list[Image.Image],
-    images: list[np.ndarray],
-    probabilities: np.ndarray,
-) -> Figure:
-    """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities."""
-    count = min(len(names), DRAWN)
-    rows = (count + 1) // 2
-    with matplotlib.style.context(["default", report.STYLE]):  # not the user's own
-        figure = Figure(figsize=(14, 2.2 * rows))
-        widths = 1, 1, 1.6
-        grid = figure.subplots(
-            rows, 6, squeeze=False, gridspec_kw={"width_ratios": [*widths, *widths]}
-        )
-        for axes in grid.flatten():
-            axes.set_axis_off()
-        for i in range(count):
-            original, seen, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
-            original.imshow(originals[i])
-            original.set_title(f"{Path(names[i]).name[:28]}", fontsize=9)
-            seen.imshow(images[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            seen.set_title("what the model saw", fontsize=9)
-            bars.set_axis_on()
-            best = np.argmax(probabilities[i])
-            colours = ["C0" if j == best else "silver" for j in range(len(CLASS_NAMES))]
-            bars.barh(CLASS_NAMES, probabilities[i], color=colours)
-            bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0 %", "50 %", "100 %"))
-            bars.tick_params(labelsize=7)
-            bars.invert_yaxis()
-            bars.set_title(f"{CLASS_NAMES[best]} {probabilities[i, best]:.0%}", fontsize=9)
-    return figure
 
 
 def save(figure: Figure, path: Path) -> None:

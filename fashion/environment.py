@@ -1,0 +1,51 @@
+def cpu_info() -> dict[str, str]:
+    """`/proc/cpuinfo` of the first core: {"model name": …, "flags": …}; {} where there is none."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        return dict(re.split(r"\s*:\s?", line, maxsplit=1) for line in lines)
+    return {}
+
+
+def versions() -> dict[str, object]:
+    """What a run is computed with: software, the scripts' git commit, processor, GPUs."""
+    gpus = tf.config.get_visible_devices("GPU")
+    return {
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "wandb": wandb.__version__,
+        "platform": platform.platform(),
+        "processor": common.cpu_info().get("model name")
+        or platform.processor()
+        or platform.machine(),
+        "cores": os.cpu_count(),
+        "gpus": [tf.config.experimental.get_device_details(g).get("device_name") for g in gpus],
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the scripts' repository, with "-dirty" after it if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.check_output(
+            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
+    return None
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory, in GB, that this process has had so far; {} where that is not known."""
+    peak = {}
+    # On Linux: `ru_maxrss` would be at least what the process that started this one had.
+    with contextlib.suppress(OSError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        peak["peak_gb"] = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    if not peak and platform.system() == "Darwin":
+        import resource
+
+        peak["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    if tf.config.get_visible_devices("GPU"):
+        peak["gpu_peak_gb"] = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
+    return {name: round(value, 2) for name, value in peak.items()}

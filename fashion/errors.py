@@ -1,0 +1,27 @@
+class UserError(Exception):
+    """What the user can put right: the message says what is wrong and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A value on the command line that cannot be used."""
+
+    exit_code = 2
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Calls `main` and ends the process: exit code 0; 1 or 2 for an error; 130 for Ctrl-C."""
+    script = Path(sys.argv[0]).name
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="backslashreplace")  # a terminal that has no "…" or "×"
+    try:
+        main()
+        sys.exit(0)
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        warnings.simplefilter("ignore")  # asyncio's, on what was not awaited within wandb
+        print(f"\n{script}: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,143 @@
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"  # told apart by all (Okabe & Ito 2008)
+
+
+STYLE = {
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+}
+
+
+def draw_curves(history: list[dict[str, float]], best_epoch: int) -> Figure:
+    """Loss and accuracy, train beside validation; learning rate; seconds."""
+    figure = Figure(figsize=(12, 8))
+    epochs = [row["epoch"] for row in history]
+    titles = {
+        "accuracy": "Accuracy",
+        "loss": "Loss",
+        "learning_rate": "Learning rate at the epoch's start",
+        "seconds": "Seconds",
+    }
+    for axes, (metric, title) in zip(figure.subplots(2, 2).flat, titles.items(), strict=True):
+        marker = "o" if len(epochs) <= 50 else ""
+        axes.plot(epochs, [row[metric] for row in history], color=BLUE, marker=marker)
+        if f"val_{metric}" in history[0]:
+            axes.lines[0].set_label("train, during the epoch")
+            validation = [row[f"val_{metric}"] for row in history]
+            axes.plot(epochs, validation, color=ORANGE, marker=marker, label="validation")
+            axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch, {best_epoch}")
+            axes.legend()
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set(title=title, xlabel="epoch", xlim=(0.5, len(epochs) + 0.5))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def draw_confusion_matrix(test: Evaluation) -> Figure:
+    """Each class's images by predicted class, in percent of the row."""
+    figure = Figure(figsize=(12, 10))
+    axes = figure.subplots()
+    percent = 100 * test.confusion_matrix / np.maximum(test.confusion_matrix.sum(1), 1)[:, None]
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for (true, predicted), value in np.ndenumerate(percent):
+        text = f"{value:.1f}" if test.confusion_matrix[true, predicted] else "·"
+        colour = "white" if value > 50 else "black"
+        axes.text(predicted, true, text, ha="center", va="center", color=colour)
+    axes.set_xticks(range(10), CLASS_NAMES, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(10), CLASS_NAMES)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title(f"Of {len(test.labels):,} test images, percent of each class (row)")
+    axes.grid(False)
+    return figure
+
+
+def draw_mistakes(test: Evaluation, split: common.Split) -> Figure:
+    """The most confident mistakes, with their numbers in the data set's file."""
+    figure = Figure(figsize=(12, 11))
+    wrong = test.mistakes(40)
+    figure.suptitle(
+        f"The {len(wrong)} most confident of {np.sum(~test.correct):,} mistakes "
+        f"on {len(test.labels):,} test images: true → predicted",
+        **{"x": 0.01, "ha": "left", "fontsize": 13},
+    )
+    grid = figure.subplots(5, 8).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, i in zip(grid, wrong, strict=False):
+        axes.imshow(split.images[i], cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+        true, predicted = CLASS_NAMES[test.labels[i]], CLASS_NAMES[test.predicted[i]]
+        title = f"{true} →\n{predicted} {test.confidence[i]:.0%}\nimage {split.positions[i]}"
+        axes.set_title(title, loc="center", fontsize=9.5)
+    return figure
+
+
+def draw_reliability(validation: Evaluation, test: Evaluation) -> Figure:
+    """Whether the confidence can be trusted, and the accuracy where the model is sure."""
+    figure = Figure(figsize=(12, 6.5))
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+    diagram = figure.add_subplot(grid[0, 0])
+    counts = figure.add_subplot(grid[1, 0], sharex=diagram)
+    coverage = figure.add_subplot(grid[:, 1])
+    diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="ideal")
+    for name, part, colour, marker in (
+        ("validation", validation, ORANGE, "s"),
+        ("test", test, BLUE, "o"),
+    ):
+        x, y = ([row[k] for row in part.calibration] for k in ("confidence", "accuracy"))
+        intervals = [wilson_interval(row["accuracy"], row["images"]) for row in part.calibration]
+        error = f"{name}, expected calibration error {part.expected_calibration_error:.3f}"
+        diagram.plot(x, y, color=colour, marker=marker, label=error)
+        diagram.vlines(x, *np.transpose(intervals), color=colour, alpha=0.4)
+        x, y = ([row[k] for row in part.coverage] for k in ("coverage", "accuracy"))
+        coverage.plot(x, y, color=colour, label=f"{name}, all: {part.accuracy:.1%}")
+    diagram.set(title="Reliability: below the line is too sure", ylabel="accuracy", ylim=(0, 1.02))
+    diagram.legend(fontsize=11)
+    counts.hist(test.confidence, bins=15, range=(0, 1), color=BLUE)
+    counts.set(xlabel="confidence", ylabel="test images")
+    coverage.set(title="Accuracy on the surest images", xlabel="share of the images, surest first")
+    coverage.set(ylabel="accuracy", xlim=(0, 1.02))
+    coverage.legend(fontsize=11)
+    return figure
+
+
+def draw(
+    names: list[str],
+    originals: list[Image.Image],
+    images: list[np.ndarray],
+    probabilities: np.ndarray,
+) -> Figure:
+    """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities."""
+    count = min(len(names), DRAWN)
+    rows = (count + 1) // 2
+    with matplotlib.style.context(["default", report.STYLE]):  # not the user's own
+        figure = Figure(figsize=(14, 2.2 * rows))
+        widths = 1, 1, 1.6
+        grid = figure.subplots(
+            rows, 6, squeeze=False, gridspec_kw={"width_ratios": [*widths, *widths]}
+        )
+        for axes in grid.flatten():
+            axes.set_axis_off()
+        for i in range(count):
+            original, seen, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
+            original.imshow(originals[i])
+            original.set_title(f"{Path(names[i]).name[:28]}", fontsize=9)
+            seen.imshow(images[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            seen.set_title("what the model saw", fontsize=9)
+            bars.set_axis_on()
+            best = np.argmax(probabilities[i])
+            colours = ["C0" if j == best else "silver" for j in range(len(CLASS_NAMES))]
+            bars.barh(CLASS_NAMES, probabilities[i], color=colours)
+            bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0 %", "50 %", "100 %"))
+            bars.tick_params(labelsize=7)
+            bars.invert_yaxis()
+            bars.set_title(f"{CLASS_NAMES[best]} {probabilities[i, best]:.0%}", fontsize=9)
+    return figure
