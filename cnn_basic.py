@@ -1,30 +1,36 @@
 """A baseline on Fashion-MNIST: Flatten → Dense(ReLU) → Dense(softmax), about 87 % in seconds.
 
-`--hidden-units 10` is the recipe as published, with as many hidden units as there are classes.
 The saved model takes raw uint8 (N, 28, 28) images and gives probabilities (N, 10).
 """
 
-import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
-import common  # before Keras: it chooses the backend
+from fashion import devices
+from fashion.options import PositiveInt
+
 import keras
 
-import predict
-import report
+import common
 
 
-def parse_options() -> argparse.Namespace:
-    """The command line's options."""
-    parser = common.option_parser(__doc__, "cnn_basic")
-    parser.set_defaults(epochs=10, batch_size=32)
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--hidden-units",
-        type=common.positive_int,
-        default=32,
-        help="size of the hidden layer (default: %(default)s)",
-    )
-    return common.parse_options(parser)
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The network."""
+
+    hidden_units: PositiveInt = 32
+    """size of the hidden layer; 10, as many as there are classes, is the recipe as published"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(common.Options):
+    """The command line's."""
+
+    script: ClassVar[str] = "cnn_basic"
+    training: common.TrainingOptions = common.TrainingOptions(epochs=10, batch_size=32)
+    results: common.ResultsOptions = common.ResultsOptions(output_dir=Path("outputs/cnn_basic"))
+    model: ModelOptions = ModelOptions()
 
 
 def build_model(hidden_units: int) -> keras.Model:
@@ -41,13 +47,9 @@ def build_model(hidden_units: int) -> keras.Model:
     )
 
 
-def train(
-    model: keras.Model,
-    data: common.FashionMNIST,
-    options: argparse.Namespace,
-    log: report.EpochLog,
-) -> None:
+def train(model: keras.Model, run: common.Run) -> None:
     """Trains by Adam; ends with the weights of the best epoch."""
+    options, data = run.options.training, run.data
     model.compile(
         optimizer=keras.optimizers.Adam(options.learning_rate),
         loss="sparse_categorical_crossentropy",
@@ -63,41 +65,29 @@ def train(
         shuffle=False,  # they are
         validation_data=(data.validation.images, data.validation.labels),
         validation_batch_size=1000,
-        callbacks=[log, common.best_epoch(patience=options.epochs)],
+        callbacks=[run.epochs, common.best_epoch(patience=options.epochs)],
         verbose=2,
     )
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """Data → model → training → evaluation → output."""
-    options = parse_options()
-    if options.predict:
-        return predict.predict(options)
-    report.prepare_output(options.output_dir)
-    record = report.new_record(options)
-    seconds = record["seconds"]
-
-    with common.timed(seconds, "data"):
-        data = common.load_fashion_mnist(
-            options.data_dir, options.train_size, options.validation_size, options.test_size
-        )
-        record["data"] = data.record()
-    keras.utils.set_random_seed(options.seed)
-    record["weights"] = {"source": "none"}
-
-    with report.wandb_run(options, record) as run:
-        model = build_model(options.hidden_units)
-        log = report.EpochLog(run)
-        with common.timed(seconds, "training"):
-            train(model, data, options, log)
-        with common.timed(seconds, "evaluation"):
-            evaluations = {
-                name: report.Evaluation(common.predict(model, split.images), split.labels)
+    with common.Run(options) as run:
+        with run.stage("data"):
+            data = common.load_fashion_mnist(options.data)
+        common.start_wandb(run, data)
+        keras.utils.set_random_seed(options.training.seed)
+        model = build_model(options.model.hidden_units)
+        with run.stage("training"):
+            train(model, run)
+        with run.stage("evaluation"):
+            probabilities = {
+                name: devices.predict_in_batches(model, split.images)
                 for name, split in data.splits.items()
             }
-        comparison = report.save_results(options, run, record, evaluations, data, model, log)
-    report.conclude(options, run, record, comparison)
+        run.save(model, probabilities)
+    run.conclude()
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    common.run_script(main, Options, __doc__)

@@ -1,94 +1,56 @@
-"""What both scripts share: errors, options, the data, 224×224 RGB images, batches.
+"""What both scripts say: the data, 224×224 RGB images, batches, the start of a W&B run.
 
-Read it from top to bottom, in that order.
+What any script needs of the package behind it is handed on from here: options, errors, `Run`, the
+data's classes. Importing that package prepares TensorFlow and Keras.
 """
 
-import argparse
-import contextlib
-import gzip
-import hashlib
-import http.client
-import math
-import os
-import re
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-import urllib.parse
-import urllib.request
-import warnings
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+import functools
+from collections.abc import Callable
 from typing import NoReturn
 
-START = time.perf_counter()  # before the slow imports: a user waits for them, too
-
-# Set before Keras is imported: the scripts need TensorFlow underneath, whatever keras.json says,
-# and TensorFlow's notes on absent GPU drivers and CPU features would bury the results.
-os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from fashion import errors, options, own_pictures, sources
+from fashion.checkpoints import Checkpoint
+from fashion.data import CLASS_NAMES, FashionMNIST, Split, split_files
+from fashion.errors import UsageError, UserError
+from fashion.options import DataOptions, Options, ResultsOptions, TrainingOptions
+from fashion.run import Run
 
 import keras
 import numpy as np
 import tensorflow as tf
+import wandb
 
-tf.get_logger().setLevel("ERROR")  # or it warns that several models' functions are compiled
-keras.config.set_image_data_format("channels_last")
-keras.config.set_floatx("float32")
-
-# ------------------------------------------------------------------------ errors and options
-
+__all__ = [
+    "CLASS_NAMES",
+    "DataOptions",
+    "FashionMNIST",
+    "Options",
+    "ResultsOptions",
+    "Run",
+    "Split",
+    "TrainingOptions",
+    "UsageError",
+    "UserError",
+]
 
 # -------------------------------------------------------------------------------------- data
 
 
-def load_fashion_mnist(
-    data_dir: Path | None = None,
-    train_size: int | None = None,
-    validation_size: int | None = None,
-    test_size: int | None = None,
-) -> FashionMNIST:
+def load_fashion_mnist(options: DataOptions) -> FashionMNIST:
     """Finds, verifies and splits Fashion-MNIST; prints a line that says where it was found.
 
-    A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split,
-    the same for every run.
-
-    Args:
-        data_dir: the only folder to look in. One with a `SHA256SUMS` file is held to that (another
-            data set in the same format, such as a sample); any other must hold Fashion-MNIST.
-        train_size, validation_size, test_size: use only so many images, class-balanced.
+    A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split, the
+    same for every run. Of each split, an option can say to use only so many images, class-balanced.
 
     Raises:
         UserError: no source works; the message lists each with its reason.
         UsageError: a size is larger than its split.
     """
-    arrays, source, sha256 = _read_folder(data_dir) if data_dir else _find_fashion_mnist()
-
-    def split(name: str, file: str, order: np.ndarray, size: int | None) -> Split:
-        if size and size > len(order):
-            raise UsageError(f"--{name}-size {size}: there are {len(order)} {name} images")
-        images, labels = arrays[f"{file}-images-idx3-ubyte"], arrays[f"{file}-labels-idx1-ubyte"]
-        return Split(images[order], labels[order].astype("int32"), order, size or len(order))
-
-    order = _class_balanced_order(arrays["train-labels-idx1-ubyte"])
-    held_out = len(order) // 12
-    if not held_out:
-        raise UserError(f"{source}: {len(order)} training images are too few to split")
-    data = FashionMNIST(
-        split("train", "train", order[held_out:], train_size),
-        split("validation", "train", order[:held_out], validation_size),
-        split("test", "t10k", _class_balanced_order(arrays["t10k-labels-idx1-ubyte"]), test_size),
-        source,
-        sha256,
-    )
+    files = sources.find(options.data_dir)
+    data = split_files(files, options.train_size, options.validation_size, options.test_size)
     print(
         f"Data: {data.train.size:,} training, {data.validation.size:,} validation and "
-        f"{data.test.size:,} test images from {source}"
+        f"{data.test.size:,} test images from {data.source}"
     )
     return data
 
@@ -137,3 +99,47 @@ def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:
     )
 
 
+# ---------------------------------------------------------------------------- Weights & Biases
+
+
+def start_wandb(run: Run, data: FashionMNIST, resumed: Checkpoint | None = None) -> None:
+    """Opens the run's W&B run, online or offline, for its epochs and results.
+
+    Args:
+        run: whose options and record become the config.
+        data: its images.
+        resumed: of an earlier run, whose W&B run and epochs are continued.
+    """
+    wandb_id = resumed.wandb_id if resumed else None
+    init = functools.partial(
+        wandb.init,
+        project=run.options.results.project,
+        # Only runs on the same images compare: a group is what has the same training images.
+        group=f"{data.train.size}-train-images",
+        job_type="train",
+        tags=["fashion-mnist"],
+        id=wandb_id,
+        resume="allow" if wandb_id else None,
+    )
+    run.start(data, init, epochs=resumed.epochs if resumed else ())
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def run_script(
+    main: Callable[..., None], options_type: type[Options], description: str | None
+) -> NoReturn:
+    """Parses the command line, calls `main` with the options, or classifies `--predict`'s pictures.
+
+    The process ends with exit code 0; 1 or 2 for an error, in a line or two; 130 for Ctrl-C.
+    """
+
+    def start() -> None:
+        parsed = options.parse(options_type, description)
+        if paths := parsed.use_of_the_model.predict:
+            own_pictures.classify(paths, parsed)
+        else:
+            main(parsed)
+
+    errors.run_script(start)

@@ -5,34 +5,21 @@ kept on disk, so that the head, and every later run with any head, trains in sec
 model is one whole: raw uint8 (N, 28, 28) images → probabilities (N, 10).
 """
 
-import argparse
-import contextlib
-import functools
-import hashlib
-import json
-import math
-import os
-import re
-import shutil
-import socket
-import sys
-import tempfile
-import time
-import warnings
-import zipfile
-from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, ClassVar
 
-import common  # before Keras: it chooses the backend
-import h5py
+from fashion import backbones, devices, fine_tuning
+from fashion.backbones import Backbone, NetworkOptions, activations_at
+from fashion.features import ExtractionOptions, FeatureCache, pool, to_float16
+from fashion.fine_tuning import FineTuningOptions
+from fashion.folding import fold_batch_norm
+from fashion.options import PositiveInt, Rate, one_of
+
 import keras
 import numpy as np
-import tensorflow as tf
-import wandb
 
-import predict
-import report
+import common
 
 # What the head can see: averages and maxima of stages' outputs over their positions. Fashion-MNIST
 # is far from ImageNet: the last stage, made for ImageNet's classes, is not the best place to look.
@@ -41,33 +28,86 @@ FEATURES = {
     "conv4": ("conv3_avg", "conv4_avg", "conv4_max"),
 }
 
+# ------------------------------------------------------------------------------------ options
 
-# ---------------------------------------------------------------------------------- backbone
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """Dense(512) + Dropout + softmax, on frozen features."""
+
+    features: Annotated[str, one_of(FEATURES)] = "conv5"
+    """averages of the last stage, as published, or of stages 3 and 4 with maxima of the latter"""
+    dropout: Rate = 0.3
+    """share of the hidden units left out in a training step"""
+    patience: PositiveInt = 10
+    """stop after so many epochs without a better validation accuracy"""
 
 
-def freeze(name: str, backbone: keras.Model, precision: str) -> keras.Model:
-    """The frozen network with all that comes before it: uint8 (N, 28, 28) → last activations."""
+@dataclass(frozen=True, kw_only=True)
+class Options(common.Options):
+    """The command line's."""
+
+    script: ClassVar[str] = "resnet50_fashion"
+    training: common.TrainingOptions = common.TrainingOptions(epochs=30, batch_size=512)
+    results: common.ResultsOptions = common.ResultsOptions(
+        output_dir=Path("outputs/resnet50_fashion")
+    )
+    network: NetworkOptions = NetworkOptions()
+    extraction: ExtractionOptions = ExtractionOptions()
+    head: HeadOptions = HeadOptions()
+    fine_tuning: FineTuningOptions = FineTuningOptions()
+
+
+# ----------------------------------------------------------------------------- frozen network
+
+
+def load_backbone(options: NetworkOptions, seed: int) -> Backbone:
+    """The frozen network with all that comes before it: raw images → its last activations.
+
+    Raises:
+        UsageError: `--image-size` is too small for it.
+        UserError: its weights cannot be downloaded or read, or do not fit.
+    """
+    architecture = backbones.ARCHITECTURES[options.backbone]
+    size = options.image_size or architecture.image_size
+    network = backbones.load_network(options.backbone, size, options.weights, seed)
+    precision = devices.choose_precision(options.precision)
+
     images = keras.Input((28, 28), dtype="uint8", name="images")
-    rgb = BACKBONES[name].preprocess(common.to_rgb(images, backbone.input.shape[1]))
-    folded = fold_batch_norm(backbone, rgb, DTYPES[precision])
-    return keras.Model(images, activations_at(folded, ""))
+    rgb = architecture.preprocess_input(common.to_rgb(images, size))
+    folded = fold_batch_norm(network, rgb, devices.DTYPES[precision])
+    frozen = keras.Model(images, activations_at(folded, ""))
+    return Backbone(name=options.backbone, network=network, folded=frozen, precision=precision)
 
 
-def build_extractor(folded: keras.Model, stages: dict[str, str], last_stage: str) -> keras.Model:
-    """The frozen part: uint8 (N, 28, 28) → {name: float16 (N, channels)}, as far as a stage.
+def build_extractor(backbone: Backbone, names: tuple[str, ...]) -> keras.Model:
+    """The frozen part: uint8 (N, 28, 28) → {name: float16 (N, channels)}, as far as `names` need.
 
     The names are conv3_avg, conv3_max, conv4_avg …: each channel's average or maximum over the
     positions of a stage's output, computed in float32 and kept as float16, within a saved model
     just as in the cache.
     """
+    last = max(name.split("_")[0] for name in names)
     features = {}
-    for stage in list(stages)[: list(stages).index(last_stage) + 1]:
-        for kind, pooled in pool(activations_at(folded, stages[stage])).items():
+    for stage in backbones.STAGES[: backbones.STAGES.index(last) + 1]:
+        activations = activations_at(backbone.folded, backbone.stages[stage])
+        for kind, pooled in pool(activations).items():
             features[f"{stage}_{kind}"] = to_float16(pooled)
-    return keras.Model(folded.input, features)
+    return keras.Model(backbone.folded.input, features)
 
 
-# ---------------------------------------------------------------------------------- features
+def extract_once(
+    extractor: keras.Model, names: tuple[str, ...], cache: FeatureCache, run: common.Run
+) -> dict[str, np.ndarray]:
+    """The named features of each split's images, float16 (N, channels), from the cache.
+
+    Raises:
+        UserError: the cache cannot be written or read.
+    """
+    with run.stage("extraction"):
+        rate = cache.fill(extractor, run.data.splits.values(), "Features", run)
+        run.note(extraction={"images_per_second": rate})
+        return {name: cache.read(split, names) for name, split in run.data.splits.items()}
 
 
 # -------------------------------------------------------------------------------------- head
@@ -93,31 +133,44 @@ def build_standardiser(features: np.ndarray) -> keras.Model:
 
 def build_classifier(channels: int, dropout: float, precision: str) -> keras.Model:
     """The trained part: standardised float16 (N, channels) → float32 (N, 10) probabilities."""
+    dtype = devices.DTYPES[precision]
     return keras.Sequential(
         [
             keras.Input((channels,), dtype="float16", name="standardised"),
-            keras.layers.Dense(512, activation="relu", dtype=DTYPES[precision]),
-            keras.layers.Dropout(dropout, dtype=DTYPES[precision]),
+            keras.layers.Dense(512, activation="relu", dtype=dtype),
+            keras.layers.Dropout(dropout, dtype=dtype),
             keras.layers.Dense(10, activation="softmax", dtype="float32", name="probabilities"),
         ],
         name="classifier",
     )
 
 
+def build_head(features: np.ndarray, options: Options, precision: str) -> keras.Sequential:
+    """Standardiser and classifier: the training images' (N, channels) → (N, 10) probabilities."""
+    standardiser = build_standardiser(features)
+    keras.utils.set_random_seed(options.training.seed)  # again: features may be the cache's
+    classifier = build_classifier(features.shape[1], options.head.dropout, precision)
+    return keras.Sequential([standardiser, classifier], name="head")
+
+
+def standardise(head: keras.Sequential, features: dict[str, np.ndarray]) -> None:
+    """Replaces each split's features by what the classifier sees, float16 (N, channels)."""
+    for name, values in features.items():
+        features[name] = devices.predict_in_batches(head.layers[0], values, "float16")
+
+
 def train(
-    classifier: keras.Model,
-    features: dict[str, np.ndarray],
-    data: common.FashionMNIST,
-    options: argparse.Namespace,
-    log: report.EpochLog,
+    head: keras.Sequential, features: dict[str, np.ndarray], patience: int, run: common.Run
 ) -> None:
     """Trains by Adam on smoothed labels, the learning rate falling to 0 as a cosine.
 
     It ends with the weights of the best epoch. The losses of its log are of smoothed labels, too.
+    `features` are standardised already.
     """
+    classifier, options = head.layers[1], run.options.training
     one_hot = {
-        name: keras.utils.to_categorical(data.splits[name].labels, len(common.CLASS_NAMES))
-        for name in ("train", "validation")
+        name: keras.utils.to_categorical(split.labels, len(common.CLASS_NAMES))
+        for name, split in run.data.splits.items()
     }
     batches = common.shuffled_batches(
         features["train"], one_hot["train"], options.batch_size, options.seed
@@ -130,7 +183,7 @@ def train(
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
         metrics=["accuracy"],
         # Several GPUs cannot yet do several steps at once ("must feed a value for placeholder").
-        steps_per_execution=20 if common.devices() == 1 else 1,
+        steps_per_execution=20 if devices.count() == 1 else 1,
     )
     classifier.fit(
         batches,
@@ -138,110 +191,59 @@ def train(
         shuffle=False,  # they are
         validation_data=(features["validation"], one_hot["validation"]),
         validation_batch_size=1000,
-        callbacks=[log, common.best_epoch(options.patience)],
+        callbacks=[run.epochs, common.best_epoch(patience)],
         verbose=2,
     )
 
 
-def assemble(extractor: keras.Model, names: Iterable[str], head: keras.Model) -> keras.Model:
+def assemble(extractor: keras.Model, names: tuple[str, ...], head: keras.Model) -> keras.Model:
     """The whole: uint8 (N, 28, 28) → probabilities (N, 10)."""
     features = [extractor.output[name] for name in names]
     joined = keras.ops.concatenate(features, axis=1) if len(features) > 1 else features[0]
     return keras.Model(extractor.input, head(joined), name="resnet50_fashion")
 
 
-# -------------------------------------------------------------------------------- fine-tuning
+def evaluate(
+    head: keras.Sequential, features: dict[str, np.ndarray], run: common.Run
+) -> dict[str, np.ndarray]:
+    """The probabilities, float32 (N, 10), from each split's standardised features."""
+    with run.stage("evaluation"):
+        return {
+            name: devices.predict_in_batches(head.layers[1], values)
+            for name, values in features.items()
+        }
 
 
-# -------------------------------------------------------------------------------- checkpoint
-
-
-# -------------------------------------------------------------------------------------- GPUs
-
-
-def main() -> None:
+def main(options: Options) -> None:
     """Data → features, once → head → fine-tuning, if any → evaluation → output."""
-    options = parse_options()
-    if options.predict:
-        return predict.predict(options)
-    use_gpus(options.gpus)
-    report.prepare_output(options.output_dir)
-    record = report.new_record(options)
-    seconds, names = record["seconds"], FEATURES[options.features]
-
-    with common.timed(seconds, "data"):
-        data = common.load_fashion_mnist(
-            options.data_dir, options.train_size, options.validation_size, options.test_size
-        )
-        record["data"] = data.record()
-    with common.timed(seconds, "backbone"):
-        image_size = options.image_size or BACKBONES[options.backbone].image_size
-        backbone = build_backbone(options.backbone, image_size, options.weights, options.seed)
-        precision = resolve_precision(options.precision)
-        frozen = freeze(options.backbone, backbone, precision)
-        blocks = blocks_of(backbone, BACKBONES[options.backbone].block_starts)
-        extractor = build_extractor(frozen, stages_of(backbone, blocks), options.features)
-        cut = cut_before(backbone, blocks, names, options.fine_tune_blocks)
-        digest = weights_digest(backbone)
-        record["weights"] = {"source": options.weights, "sha256": digest, "precision": precision}
-    state = load_checkpoint(options, record)
-
-    with report.wandb_run(options, record, state.get("wandb_id")) as run:
-        with common.timed(seconds, "extraction"):
-            folder = f"{options.backbone}-{image_size}-bilinear-{precision}-{digest[:16]}"
-            cache = options.cache_dir.absolute() / folder
-            rate = extract_features(extractor, data.splits.values(), cache, run, "Features")
-            record["extraction"] = {"images_per_second": rate}
-            features = {
-                name: read_features(split, cache, names) for name, split in data.splits.items()
-            }
-        with common.timed(seconds, "training"):
-            standardiser = build_standardiser(features["train"])
-            for name in features:
-                features[name] = common.predict(standardiser, features[name], "float16")
-            keras.utils.set_random_seed(options.seed)  # again: features may come from the cache
-            channels = features["train"].shape[1]
-            classifier = build_classifier(channels, options.dropout, precision)
-            head = keras.Sequential([standardiser, classifier], name="head")
-            log = report.EpochLog(run, state.get("rows", ()))
-            if not state["last"]:
-                train(classifier, features, data, options, log)
-        if options.fine_tune_blocks:
-            state = {"wandb_id": run.id, "head_epochs": len(log.rows)} | state
-            record["fine_tuning"] = {"head_epochs": state["head_epochs"]}
-            with common.timed(seconds, "activations"):
-                lower, upper = split_network(backbone, frozen, blocks, cut, names, head, precision)
-                model = keras.Model(lower.input, upper(lower.output), name="resnet50_fashion")
-                if options.fine_tune_inputs == "cached":
-                    trained, cache = upper, cache / lower.name
-                    extract_features(lower, data.splits.values(), cache, run, "Activations")
-                else:
-                    trained, cache = model, None
-            with common.timed(seconds, "fine_tuning"):
-                fine_tune(trained, data, cache, options, log, state)
-            with common.timed(seconds, "evaluation"), errors_of_reading():
-                batches = functools.partial(
-                    fine_tuning_batches, trained, cache=cache, batch_size=100
-                )
-                probabilities = {
-                    name: trained.predict(batches(split=split), verbose=0)
-                    for name, split in data.splits.items()
-                }
+    devices.use(options.extraction.gpus)
+    with common.Run(options) as run:
+        with run.stage("data"):
+            data = common.load_fashion_mnist(options.data)
+        with run.stage("backbone"):
+            names = FEATURES[options.head.features]
+            backbone = load_backbone(options.network, options.training.seed)
+            extractor = build_extractor(backbone, names)
+            run.note(weights=backbone.record(options.network.weights))
+        tuning = fine_tuning.prepare(options.fine_tuning, backbone, names, data, run)
+        common.start_wandb(run, data, resumed=tuning and tuning.checkpoint)
+        cache = FeatureCache(options.extraction.cache_dir.absolute() / backbone.cache_name)
+        features = extract_once(extractor, names, cache, run)
+        with run.stage("training"):
+            head = build_head(features["train"], options, backbone.precision)
+            standardise(head, features)
+            if not (tuning and tuning.checkpoint.last):
+                train(head, features, options.head.patience, run)
+        if tuning:
+            model, probabilities = tuning.run(head, cache, options.head.patience, run)
         else:
             model = assemble(extractor, names, head)
-            with common.timed(seconds, "evaluation"):
-                probabilities = {
-                    name: common.predict(classifier, features[name]) for name in data.splits
-                }
-        evaluations = {
-            name: report.Evaluation(probabilities[name], split.labels)
-            for name, split in data.splits.items()
-        }
-        comparison = report.save_results(options, run, record, evaluations, data, model, log)
-        if options.fine_tune_blocks:
-            write_state(options.output_dir / "checkpoint", state | {"finished": True})
-    report.conclude(options, run, record, comparison)
+            probabilities = evaluate(head, features, run)
+        run.save(model, probabilities)
+        if tuning:
+            tuning.checkpoint.finish()
+    run.conclude()
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    common.run_script(main, Options, __doc__)

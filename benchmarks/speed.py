@@ -170,7 +170,6 @@ def duration(seconds: float) -> str:
 def this_project(options: argparse.Namespace, precision: str) -> Callable:
     """The extraction of resnet50_fashion.py, enlarging included, and all of its six features."""
     import common
-
     import resnet50_fashion as script
 
     backbone = script.build_backbone("resnet50", 224, options.weights, 0)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import common  # before Keras: it chooses the backend
 import keras
 import numpy as np
 import tensorflow as tf
 
+import common  # before Keras: it chooses the backend
 import resnet50_fashion
 
 BATCH_SIZE = 32

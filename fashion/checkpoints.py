@@ -1,107 +1,170 @@
-# With a checkpoint of other values of these, a run may still be resumed.
-NOT_OF_THE_RUN = {
-    *("resume", "output_dir", "data_dir", "cache_dir", "wandb", "project", "require_accuracy"),
-    *("weights", "gpus", "fine_tune_learning_rate"),
-}
+"""What `--resume` needs: the weights of the last and the best epoch, and the state of the run."""
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fashion.backbones import Backbone
+from fashion.data import FashionMNIST
+from fashion.epochs import Epoch, EpochLog
+from fashion.errors import UsageError, UserError
+from fashion.run import Run
+
+import keras
+
+# Options that decide nothing about the figures: a run may be resumed with others.
+FREE_TO_CHANGE = frozenset(
+    {
+        "resume",
+        "output_dir",
+        "data_dir",
+        "cache_dir",
+        "wandb",
+        "project",
+        "require_accuracy",
+        "weights",  # their digest decides
+        "gpus",
+        "fine_tune_learning_rate",
+    }
+)
 
 
-def load_checkpoint(options: argparse.Namespace, record: dict[str, dict]) -> dict:
-    """The state of the run that `--resume` continues, or the start of a new run's.
+@dataclass(kw_only=True)
+class Checkpoint:
+    """A folder with `state.json` and the epochs' weights that it names."""
+
+    folder: Path
+    config: dict[str, Any]  # what must be the same to go on
+    learning_rate: float
+    last: str | None = None  # the file of the last epoch; None before the first
+    best: str | None = None
+    epochs: list[Epoch] = field(default_factory=list)
+    head_epochs: int = 0  # how many of them were the head's
+    wandb_id: str | None = None
+    finished: bool = False
+
+    def save(self, model: keras.Model, log: EpochLog) -> None:
+        """Keeps the weights of the epoch just ended, with the optimizer's, and the run's state.
+
+        Before the first, of the best of the epochs so far. Old files are there until the new ones
+        are: `state.json` names those that count.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        epoch = log.epochs[-1].epoch if self.last else log.best.epoch
+        self.last = f"epoch-{epoch:03}.weights.h5"
+        if epoch == log.best.epoch:
+            self.best = self.last
+        self.epochs = log.epochs
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".incomplete-") as temporary:
+                model.save_weights(part := Path(temporary) / self.last)
+                part.replace(self.folder / self.last)
+            self._write_state()
+            for path in self.folder.glob("epoch-*.weights.h5"):
+                if path.name not in (self.last, self.best):
+                    path.unlink()
+        except OSError as error:
+            raise UserError(f"no checkpoint could be written: {error}") from None
+
+    def load(self, model: keras.Model, name: str | None) -> None:
+        """Loads the weights of `last` or `best`, with the optimizer's.
+
+        Raises:
+            UserError: the file is not there or damaged.
+        """
+        path = self.folder / str(name)
+        try:
+            model.load_weights(path)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} is damaged ({reason}): delete its folder") from None
+
+    def finish(self) -> None:
+        """Notes that the run's results are written."""
+        self.finished = True
+        self._write_state()
+
+    def _write_state(self) -> None:
+        state = dataclasses.asdict(self)
+        del state["folder"]
+        state["rows"] = state.pop("epochs")
+        part = self.folder / ".incomplete-state.json"
+        part.write_text(json.dumps(state, indent=2) + "\n")
+        part.replace(self.folder / "state.json")
+
+
+def open_checkpoint(
+    run: Run, data: FashionMNIST, backbone: Backbone, learning_rate: float, resume: bool
+) -> Checkpoint:
+    """What a run's output folder has to be resumed, or a new checkpoint, before its first epoch.
 
     Args:
-        options: the command line's.
-        record: has the digests of data and weights, and the precision.
+        run: whose options decide whether the figures could be the same.
+        data: so do its digests,
+        backbone: and its weights and precision.
+        learning_rate: may be another than before.
+        resume: whether that is wanted.
 
     Raises:
-        common.UsageError: the run there had other options, data or weights, or should not be lost.
-        common.UserError: the checkpoint cannot be read.
+        UsageError: the run there had other options, data or weights, or should not be lost.
+        UserError: it cannot be read.
     """
-    config = {k: v for k, v in vars(options).items() if k not in NOT_OF_THE_RUN}
-    config |= {
-        "data_sha256": record["data"]["sha256"],
-        "computed_in": record["weights"]["precision"],
+    config = {
+        name: value for name, value in run.options.config().items() if name not in FREE_TO_CHANGE
     }
-    config |= {"weights_sha256": record["weights"]["sha256"]}
-    path = options.output_dir / "checkpoint" / "state.json"
-    rate = options.fine_tune_learning_rate
-    new = {"config": config, "learning_rate": rate, "last": None, "finished": False}
-    if not options.fine_tune_blocks:
+    config["data_sha256"] = data.sha256
+    config["weights_sha256"] = backbone.digest
+    config["computed_in"] = backbone.precision
+    folder = run.options.results.output_dir / "checkpoint"
+    new = Checkpoint(folder=folder, config=config, learning_rate=learning_rate)
+    try:
+        old = _read(folder)
+    except FileNotFoundError:
+        if resume:
+            print(
+                f"There is no {folder / 'state.json'} to resume from: it starts at its beginning."
+            )
         return new
+    if not resume:
+        if old.finished:
+            (folder / "state.json").unlink()  # or a later `--resume` might take it for this run's
+            return new
+        raise UsageError(
+            f"{folder} has an unfinished run's epoch {old.epochs[-1].epoch}: --resume continues it"
+            "\nTo start anew, delete that folder or use another --output-dir."
+        )
+    defaults = type(run.options)().config()  # of options that an old checkpoint does not name
+    theirs = {name: old.config.get(name, defaults.get(name)) for name in new.config | old.config}
+    other = [
+        f"{name} ({theirs[name]}, not {new.config.get(name)})"
+        for name in sorted(theirs)
+        if theirs[name] != new.config.get(name)
+    ]
+    if other:
+        raise UsageError(f"--resume: the run in {folder} had another {', '.join(other)}")
+    if old.finished and old.learning_rate != new.learning_rate:
+        raise UsageError(
+            f"--resume: the run in {folder} has finished, with another fine_tune_learning_rate"
+        )
+    return dataclasses.replace(old, learning_rate=new.learning_rate)
+
+
+def _read(folder: Path) -> Checkpoint:
+    path = folder / "state.json"
     try:
         state = json.loads(path.read_text())
         needed = {"config", "rows", "last", "best", "head_epochs", "learning_rate", "finished"}
         if missing := needed - set(state):
-            raise ValueError(f"it has no {', '.join(missing)}")
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        epochs = [Epoch(**row) for row in state.pop("rows")]
+        return Checkpoint(folder=folder, epochs=epochs, **state)
     except FileNotFoundError:
-        if options.resume:
-            print(f"There is no {path} to resume from: this run starts at its beginning.")
-        return new
+        raise
     except (OSError, ValueError, TypeError) as error:
-        raise common.UserError(f"{path} cannot be read: {error}; delete that folder") from None
-    if not options.resume:
-        if state["finished"]:
-            path.unlink()  # or a later `--resume` of this run might take it for this run's
-            return new
-        raise common.UsageError(
-            f"{path.parent} has an unfinished run's epoch {state['rows'][-1]['epoch']}: --resume "
-            "continues it\nTo start anew, delete that folder or use another --output-dir."
-        )
-    other = sorted(
-        k for k in config.keys() | state["config"].keys() if config.get(k) != state["config"].get(k)
-    )
-    if other:
-        raise common.UsageError(
-            f"--resume: the run in {path.parent} had another "
-            + ", ".join(f"{k} ({state['config'].get(k)}, not {config.get(k)})" for k in other)
-        )
-    if state["finished"] and state["learning_rate"] != rate:
-        raise common.UsageError(
-            f"--resume: the run in {path.parent} has finished, with another fine_tune_learning_rate"
-        )
-    return state | {"learning_rate": rate}
-
-
-def save_checkpoint(folder: Path, model: keras.Model, state: dict, log: report.EpochLog) -> None:
-    """Keeps the last and the best epoch's weights, with the optimizer's, and the run's state.
-
-    The old ones are there until the new ones are: `state.json` names those that count.
-
-    Raises:
-        common.UserError: they cannot be written.
-    """
-    epoch = log.rows[-1]["epoch"] if state["last"] else log.best["epoch"]
-    state["last"] = f"epoch-{epoch:03}.weights.h5"
-    if epoch == log.best["epoch"]:
-        state["best"] = state["last"]
-    state["rows"] = log.rows
-    try:
-        folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-            model.save_weights(part := Path(temporary) / state["last"])
-            part.replace(folder / state["last"])
-        write_state(folder, state)
-        for path in folder.glob("epoch-*.weights.h5"):
-            if path.name not in (state["last"], state["best"]):
-                path.unlink()
-    except OSError as error:
-        raise common.UserError(f"no checkpoint could be written: {error}") from None
-
-
-def load_epoch(model: keras.Model, path: Path) -> None:
-    """Loads an epoch's weights, with the optimizer's.
-
-    Raises:
-        common.UserError: the file is not there or damaged.
-    """
-    try:
-        model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise common.UserError(f"{path} is damaged ({reason}): delete its folder") from None
-
-
-def write_state(folder: Path, state: dict) -> None:
-    """Replaces `state.json`, at once."""
-    part = folder / ".incomplete-state.json"
-    part.write_text(json.dumps(state, indent=2) + "\n")
-    part.replace(folder / "state.json")
+        raise UserError(f"{path} cannot be read: {error}; delete that folder") from None

@@ -1,3 +1,18 @@
+"""Fashion-MNIST as a value: images and labels in three splits.
+
+A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split, the same
+for every run and both scripts.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from fashion.errors import UsageError, UserError
+
+import numpy as np
+
 CLASS_NAMES = (
     "T-shirt/top",
     "Trouser",
@@ -49,6 +64,17 @@ class Split:
         return hashlib.sha256(self.all_images).hexdigest()
 
 
+class Files(NamedTuple):
+    """The contents of the data set's four files, and where they were found."""
+
+    train_images: np.ndarray  # uint8 (N, 28, 28)
+    train_labels: np.ndarray  # uint8 (N,)
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    source: str  # in words
+    sha256: dict[str, str]  # of each file, decompressed, by its name
+
+
 @dataclass(frozen=True)
 class FashionMNIST:
     """The three splits, and what they were read from."""
@@ -68,6 +94,38 @@ class FashionMNIST:
         """What a run notes about its data."""
         sizes = {name: split.size for name, split in self.splits.items()}
         return {"source": self.source, **sizes, "sha256": self.sha256}
+
+
+def split_files(
+    files: Files, train_size: int | None, validation_size: int | None, test_size: int | None
+) -> FashionMNIST:
+    """The three splits; of each, if a size is given, only so many images, class-balanced.
+
+    Raises:
+        UserError: there are too few training images.
+        UsageError: a size is larger than its split.
+    """
+    order = _class_balanced_order(files.train_labels)
+    held_out = len(order) // 12
+    if not held_out:
+        raise UserError(f"{files.source}: {len(order)} training images are too few to split")
+
+    def split(
+        name: str, images: np.ndarray, labels: np.ndarray, order: np.ndarray, size: int | None
+    ) -> Split:
+        if size and size > len(order):
+            raise UsageError(f"--{name}-size {size}: there are {len(order)} {name} images")
+        return Split(images[order], labels[order].astype("int32"), order, size or len(order))
+
+    train = files.train_images, files.train_labels
+    test = files.test_images, files.test_labels
+    return FashionMNIST(
+        train=split("train", *train, order[held_out:], train_size),
+        validation=split("validation", *train, order[:held_out], validation_size),
+        test=split("test", *test, _class_balanced_order(files.test_labels), test_size),
+        source=files.source,
+        sha256=files.sha256,
+    )
 
 
 def _class_balanced_order(labels: np.ndarray) -> np.ndarray:

@@ -1,23 +1,39 @@
+"""What computes: GPUs, precision, inference in batches.
+
+The one room that sets TensorFlow's distribution strategy and asks for it.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from fashion import environment
+from fashion.errors import UsageError
+
+import keras
+import numpy as np
+import tensorflow as tf
+
 DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}  # precision → Keras' dtype policy
 
 
-def use_gpus(gpus: str) -> None:
-    """Uses all GPUs, or the first so many, each with its own share of each step.
+def use(gpus: int | str) -> None:
+    """Uses "all" GPUs, or the first so many, each with its own share of each step.
 
     Raises:
-        common.UsageError: there are fewer.
+        UsageError: there are fewer.
     """
     devices = tf.config.list_physical_devices("GPU")
     if gpus != "all":
         if int(gpus) > len(devices):
-            raise common.UsageError(f"--gpus {gpus}: TensorFlow sees {len(devices)}")
+            raise UsageError(f"--gpus {gpus}: TensorFlow sees {len(devices)}")
         devices = devices[: int(gpus)]
         tf.config.set_visible_devices(devices, "GPU")
     if len(devices) > 1:
         tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy())
 
 
-def resolve_precision(precision: str) -> str:
+def choose_precision(precision: str) -> str:
     """Turns "auto" into "bfloat16" where that is native (and so about twice as fast)."""
     if precision != "auto":
         return precision
@@ -25,34 +41,36 @@ def resolve_precision(precision: str) -> str:
         details = tf.config.experimental.get_device_details(gpus[0])
         native = details.get("compute_capability", (0, 0)) >= (8, 0)
     else:
-        native = {"avx512_bf16", "amx_bf16"} & set(common.cpu_info().get("flags", "").split())
+        native = {"avx512_bf16", "amx_bf16"} & set(environment.cpu_info().get("flags", "").split())
     return "bfloat16" if native else "float32"
 
 
-def predict(model: keras.Model, inputs: np.ndarray, dtype: str = "float32") -> np.ndarray:
+def predict_in_batches(
+    model: keras.Model, inputs: np.ndarray, dtype: str = "float32"
+) -> np.ndarray:
     """The model's outputs for all inputs, as an array of a dtype.
 
     `model.predict` does the same, but turns float16 inputs to float32, all of them at once.
     """
     batches = [inputs[i : i + 1000] for i in range(0, len(inputs), 1000)]
-    outputs = []
-    for i in range(0, len(batches), devices()):
-        outputs += [o.astype(dtype) for o in predict_each(model, batches[i : i + devices()])]
+    outputs: list[np.ndarray] = []
+    for i in range(0, len(batches), count()):
+        outputs += [o.astype(dtype) for o in predict_batches(model, batches[i : i + count()])]
     return np.concatenate(outputs)
 
 
-def devices() -> int:
+def count() -> int:
     """How many devices share the work: GPUs, if there are several, else one."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def predict_each(model: keras.Model, batches: list[np.ndarray]) -> list:
+def predict_batches(model: keras.Model, batches: list[np.ndarray]) -> list[Any]:
     """The model's outputs for each of at most as many batches as there are devices, at once.
 
     A device has a whole batch, so that the outputs do not depend on how many devices there are.
     """
     strategy = tf.distribute.get_strategy()
-    if devices() == 1:
+    if count() == 1:
         return [model.predict_on_batch(batch) for batch in batches]
     if not batches:
         return []
@@ -60,7 +78,7 @@ def predict_each(model: keras.Model, batches: list[np.ndarray]) -> list:
     inputs = strategy.experimental_distribute_values_from_function(
         lambda device: tf.constant(batches[min(device.replica_id_in_sync_group, len(batches) - 1)])
     )
-    outputs = distributed_call(model)(inputs)
+    outputs = _on_each_device(model)(inputs)
 
     def of_device(i: int) -> object:
         return tf.nest.map_structure(
@@ -71,7 +89,7 @@ def predict_each(model: keras.Model, batches: list[np.ndarray]) -> list:
 
 
 @lru_cache(maxsize=4)
-def distributed_call(model: keras.Model) -> Callable:
+def _on_each_device(model: keras.Model) -> Callable:
     """The model's inference on each device's own inputs, as a compiled function."""
     strategy = tf.distribute.get_strategy()
     return tf.function(

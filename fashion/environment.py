@@ -1,3 +1,18 @@
+"""What a run is computed with: versions, commit, processor, memory."""
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+import wandb
+
+
 def cpu_info() -> dict[str, str]:
     """`/proc/cpuinfo` of the first core: {"model name": …, "flags": …}; {} where there is none."""
     with contextlib.suppress(OSError):
@@ -17,9 +32,7 @@ def versions() -> dict[str, object]:
         "numpy": np.__version__,
         "wandb": wandb.__version__,
         "platform": platform.platform(),
-        "processor": common.cpu_info().get("model name")
-        or platform.processor()
-        or platform.machine(),
+        "processor": cpu_info().get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "gpus": [tf.config.experimental.get_device_details(g).get("device_name") for g in gpus],
     }

@@ -1,3 +1,13 @@
+"""What the user can put right, and how a script ends."""
+
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+
 class UserError(Exception):
     """What the user can put right: the message says what is wrong and what to do."""
 
@@ -14,7 +24,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """Calls `main` and ends the process: exit code 0; 1 or 2 for an error; 130 for Ctrl-C."""
     script = Path(sys.argv[0]).name
     for stream in sys.stdout, sys.stderr:
-        stream.reconfigure(errors="backslashreplace")  # a terminal that has no "…" or "×"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no "…" or "×"
     try:
         main()
         sys.exit(0)

@@ -1,3 +1,14 @@
+"""How good a model is: all that is derived from its probabilities and the labels."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from fashion.data import CLASS_NAMES
+
+import numpy as np
+
 Z95 = 1.959964  # standard normal quantile of 97.5 %
 
 
@@ -7,6 +18,37 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + square / 2) / (1 + square)
     half = math.sqrt(share * (1 - share) * square + square * square / 4) / (1 + square)
     return centre - half, centre + half
+
+
+class Bin(NamedTuple):
+    """Images of about the same confidence."""
+
+    images: int
+    confidence: float  # the mean
+    accuracy: float
+
+
+class Coverage(NamedTuple):
+    """The accuracy on the surest share of the images."""
+
+    coverage: float
+    accuracy: float
+
+
+class ClassScores(NamedTuple):
+    """How well one class is told from the others, and what it is most often taken for."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    confused_with: str  # "" if with none
+    confused: int  # how many images
+
+    def record(self) -> dict[str, object]:
+        """As a run notes them."""
+        return {"class": self.name} | {name: getattr(self, name) for name in self._fields[1:]}
 
 
 @dataclass(frozen=True)
@@ -48,34 +90,32 @@ class Evaluation:
         return wilson_interval(self.accuracy, len(self.labels))
 
     @cached_property
-    def calibration(self) -> list[dict[str, float]]:
-        """For each of 15 bins of confidence that holds images: images, confidence, accuracy."""
+    def calibration(self) -> list[Bin]:
+        """Those of 15 bins of confidence that hold images."""
         bins = np.minimum((self.confidence * 15).astype(int), 14)
         return [
-            {
-                "images": int(np.sum(bins == i)),
-                "confidence": float(self.confidence[bins == i].mean(dtype="float64")),
-                "accuracy": float(self.correct[bins == i].mean()),
-            }
+            Bin(
+                images=int(np.sum(bins == i)),
+                confidence=float(self.confidence[bins == i].mean(dtype="float64")),
+                accuracy=float(self.correct[bins == i].mean()),
+            )
             for i in np.unique(bins)
         ]
 
     @property
     def expected_calibration_error(self) -> float:
         """How far confidence and accuracy are apart, on average (Guo et al., ICML 2017)."""
-        rows = self.calibration
-        gaps = (row["images"] * abs(row["confidence"] - row["accuracy"]) for row in rows)
+        gaps = (bin.images * abs(bin.confidence - bin.accuracy) for bin in self.calibration)
         return sum(gaps) / len(self.labels)
 
     @cached_property
-    def coverage(self) -> list[dict[str, float]]:
-        """The accuracy on the surest 1 %, 2 % … 100 % of the images: coverage, accuracy."""
+    def coverage(self) -> list[Coverage]:
+        """The accuracy on the surest 1 %, 2 % … 100 % of the images."""
         surest_first = self.correct[np.argsort(-self.confidence, kind="stable")]
         rows = []
         for percent in range(1, 101):
             images = math.ceil(len(self.labels) * percent / 100)
-            accuracy = float(surest_first[:images].mean())
-            rows.append({"coverage": percent / 100, "accuracy": accuracy})
+            rows.append(Coverage(percent / 100, float(surest_first[:images].mean())))
         return rows
 
     @cached_property
@@ -86,26 +126,23 @@ class Evaluation:
         return matrix
 
     @cached_property
-    def per_class(self) -> list[dict[str, object]]:
-        """For each class: precision, recall, F1, support, and what it is most often taken for.
-
-        A share of nothing counts as 0, as in scikit-learn.
-        """
+    def per_class(self) -> list[ClassScores]:
+        """The scores of each class. A share of nothing counts as 0, as in scikit-learn."""
         rows = []
         for i, name in enumerate(CLASS_NAMES):
             hits, taken_for = int(self.confusion_matrix[i, i]), self.confusion_matrix[i].copy()
             support, answers = int(taken_for.sum()), int(self.confusion_matrix[:, i].sum())
             taken_for[i] = 0
             rows.append(
-                {
-                    "class": name,
-                    "precision": hits / max(answers, 1),
-                    "recall": hits / max(support, 1),
-                    "f1": 2 * hits / max(support + answers, 1),
-                    "support": support,
-                    "confused_with": CLASS_NAMES[taken_for.argmax()] if taken_for.any() else "",
-                    "confused": int(taken_for.max()),
-                }
+                ClassScores(
+                    name=name,
+                    precision=hits / max(answers, 1),
+                    recall=hits / max(support, 1),
+                    f1=2 * hits / max(support + answers, 1),
+                    support=support,
+                    confused_with=CLASS_NAMES[taken_for.argmax()] if taken_for.any() else "",
+                    confused=int(taken_for.max()),
+                )
             )
         return rows
 
@@ -120,7 +157,7 @@ class Evaluation:
         likeliest = np.argsort(-probabilities, kind="stable")[:3]
         return ", ".join(f"{CLASS_NAMES[i]} {probabilities[i]:.0%}" for i in likeliest)
 
-    def record(self) -> dict[str, object]:
+    def summary(self) -> dict[str, object]:
         """What a run notes about each evaluation."""
         return {
             "accuracy": self.accuracy,
@@ -128,3 +165,18 @@ class Evaluation:
             "interval95": self.interval95,
             "expected_calibration_error": self.expected_calibration_error,
         }
+
+    def tables(self) -> dict[str, object]:
+        """What a run notes besides about the test images."""
+        return {
+            "confusion_matrix": self.confusion_matrix.tolist(),
+            "per_class": [scores.record() for scores in self.per_class],
+        }
+
+
+class Evaluations(NamedTuple):
+    """A model's on each split."""
+
+    train: Evaluation
+    validation: Evaluation
+    test: Evaluation

@@ -1,5 +1,47 @@
-def _number(convert: type, accepts: Callable[[float], bool], expected: str) -> Callable:
-    """An `argparse` type that says what it expected."""
+"""The options that both scripts have, and the command line that is made of a script's options.
+
+Options are frozen dataclasses, a field and its sentence each. A group of options is a class; a
+script's `Options` has a field for each group. `tyro` makes a command line of them, flat: the groups
+are headings of `--help`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from fashion.errors import UsageError
+
+import tyro
+
+# ---------------------------------------------------------------------------- types of values
+
+
+def one_word(parse: Callable[[str], object], metavar: str) -> object:
+    """How an option reads its word, for `Annotated`; what `parse` expected, its `ValueError` says.
+
+    Within the type, a range needs no `__post_init__`, whose errors tyro prints with the class's
+    name; and `X | None` is shown by its metavar alone.
+    """
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: parse(words[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def number(
+    convert: Callable[[str], float], accepts: Callable[[float], bool], expected: str
+) -> Callable[[str], float]:
+    """A function that turns a word into a number and says what it expected."""
 
     def parse(text: str) -> float:
         try:
@@ -7,249 +49,179 @@ def _number(convert: type, accepts: Callable[[float], bool], expected: str) -> C
         except ValueError:
             value = math.nan  # fails every comparison
         if not accepts(value):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+            raise ValueError(f"expected {expected}, got {text!r}")
         return value
 
     return parse
 
 
-whole_number = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0")
-
-
-positive_int = _number(int, lambda value: 1 <= value < 2**31, "a whole number from 1")
-
-
-seed_int = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
-
-
-positive_float = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
-
-
-dropout_rate = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-
-
-accuracy_share = _number(
-    float, lambda value: 0 < value <= 1, "an accuracy between 0 and 1, such as 0.9"
-)
-
-
-def all_or_count(text: str) -> str | int:
-    """An `argparse` type: "all" or a whole number from 0."""
-    return text if text == "all" else whole_number(text)
-
-
-def option_parser(description: str, model: str) -> argparse.ArgumentParser:
-    """The options that both scripts have; `model` is the script's name.
-
-    A script adds its own and sets the defaults of `--epochs` and the like by `set_defaults`.
-    """
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(model=model)
-
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data-dir",
-        type=Path,
-        help="folder with the four IDX files (default: Keras' cache or the Debian package's "
-        "folder, else downloaded)",
-    )
-    for split, whole in ("train", "55,000"), ("validation", "5,000"), ("test", "10,000"):
-        data.add_argument(
-            f"--{split}-size",
-            type=positive_int,
-            metavar="N",
-            help=f"use N class-balanced {split} images (default: all, {whole})",
-        )
-
-    training = parser.add_argument_group("training")
-    training.add_argument(
-        "--epochs", type=positive_int, help="passes over the training images (default: %(default)s)"
-    )
-    training.add_argument(
-        "--batch-size", type=positive_int, help="images per training step (default: %(default)s)"
-    )
-    training.add_argument(
-        "--learning-rate",
-        type=positive_float,
-        default=1e-3,
-        help="Adam's, at the start (default: %(default)s)",
-    )
-    training.add_argument(
-        "--seed",
-        type=seed_int,
-        default=0,
-        help="of initial weights, shuffling and dropout (default: %(default)s)",
-    )
-
-    use = parser.add_argument_group("use of the model")
-    use.add_argument(
-        "--predict",
-        type=Path,
-        nargs="+",
-        metavar="PICTURE",
-        help="do not train: classify these picture files, or those of a folder, by the model in"
-        " --output-dir",
-    )
-
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--output-dir",
-        type=Path,
-        default=Path("outputs") / model,
-        help="gets the model, its results, pictures and report.html (default: %(default)s)",
-    )
-    results.add_argument(
-        "--require-accuracy",
-        type=accuracy_share,
-        metavar="X",
-        help="exit with 1 if the validation accuracy ends below X (0.9 is 90 %%)"
-        " (default: no such check)",
-    )
-    results.add_argument(
-        "--wandb",
-        choices=("auto", "online", "offline", "disabled"),
-        default="auto",
-        help="Weights & Biases; auto is online where a key is configured, else offline"
-        " (default: %(default)s)",
-    )
-    results.add_argument(
-        "--project",
-        type=project_name,
-        default="fashion-mnist",
-        help="W&B project (default: %(default)s)",
-    )
-    return parser
-
-
 def project_name(text: str) -> str:
-    """An `argparse` type: what W&B takes for a project."""
+    """What W&B takes for a project."""
     if not text or re.search(r"[/\\#?%:]", text):
-        raise argparse.ArgumentTypeError(rf"expected a name without / \ # ? % :, got {text!r}")
+        raise ValueError(rf"expected a name without / \ # ? % :, got {text!r}")
     return text
 
 
-def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parses the command line; `--batch_size` (as a W&B sweep writes it) is `--batch-size`."""
-    return parser.parse_args(
-        re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in sys.argv[1:]
-    )
+def one_of(names: Iterable[str]) -> object:
+    """For `Annotated`: one of these names."""
+    names = tuple(names)
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"expected one of {', '.join(names)}, got {text!r}")
+        return text
+
+    return one_word(parse, "{" + ",".join(names) + "}")
 
 
-def parse_options() -> argparse.Namespace:
-    """The command line's options."""
-    parser = common.option_parser(__doc__, "resnet50_fashion")
-    parser.set_defaults(epochs=30, batch_size=512)
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--backbone",
-        choices=BACKBONES,
-        default="resnet50",
-        help="the frozen network (default: %(default)s)",
-    )
-    group.add_argument(
-        "--weights",
-        default="imagenet",
-        metavar="imagenet|none|PATH",
-        help="the backbone's: downloaded, random, or a Keras weights file of it without its top"
-        " (default: %(default)s)",
-    )
-    group.add_argument(
-        "--image-size",
-        type=common.positive_int,
-        metavar="N",
-        help="images are enlarged to N×N for the backbone (default: what it was trained at,"
-        " 224 or 299)",
-    )
-    group.add_argument(
-        "--features",
-        choices=FEATURES,
-        default="conv5",
-        help="what the head sees: averages of the last stage, as published, or of the third and"
-        " fourth with the fourth's maxima (default: %(default)s)",
-    )
-    group.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="the backbone's; auto is bfloat16 where the processor or GPU has it natively"
-        " (default: %(default)s)",
-    )
-    group.add_argument(
-        "--dropout",
-        type=common.dropout_rate,
-        default=0.3,
-        help="rate in the head (default: %(default)s)",
-    )
-    group.add_argument(
-        "--patience",
-        type=common.positive_int,
-        default=10,
-        help="stop after so many epochs without a better validation accuracy"
-        " (default: %(default)s)",
-    )
-    group.add_argument(
-        "--cache-dir",
-        type=Path,
-        default=default_cache_dir(),
-        help="keeps the features (default: %(default)s)",
-    )
-    group.add_argument(
-        "--gpus",
-        type=common.all_or_count,
-        default="all",
-        metavar="all|N",
-        help="use all GPUs or the first N, each with its share of the work (default: %(default)s)",
-    )
-
-    group = parser.add_argument_group("fine-tuning, after the head's training")
-    group.add_argument(
-        "--fine-tune-blocks",
-        type=common.whole_number,
-        default=0,
-        metavar="N",
-        help="train the backbone's last N blocks, too (default: %(default)s, all are frozen)",
-    )
-    group.add_argument(
-        "--fine-tune-epochs",
-        type=common.positive_int,
-        default=5,
-        help="passes over the training images (default: %(default)s)",
-    )
-    group.add_argument(
-        "--fine-tune-batch-size",
-        type=common.positive_int,
-        default=32,
-        help="images per training step (default: %(default)s)",
-    )
-    group.add_argument(
-        "--fine-tune-learning-rate",
-        type=common.positive_float,
-        default=1e-4,
-        help="Adam's, at its highest (default: %(default)s)",
-    )
-    group.add_argument(
-        "--fine-tune-inputs",
-        choices=("cached", "computed", "augmented"),
-        default="cached",
-        help="what goes into the first unfrozen block: kept in --cache-dir, computed anew in each"
-        " epoch, or that of flipped and shifted images (default: %(default)s)",
-    )
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on after the last finished epoch of the fine-tuning in --output-dir",
-    )
-    options = common.parse_options(parser)
-    if options.resume and not options.fine_tune_blocks:
-        parser.error("--resume: only fine-tuning can be resumed, by the same --fine-tune-blocks")
-    return options
+def _paths(words: list[str]) -> tuple[Path, ...]:
+    if not words:
+        raise ValueError("expected at least one file or folder")
+    return tuple(map(Path, words))
 
 
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/fashion-mnist-features`, by default below `~/.cache`."""
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(caches)) / "fashion-mnist-features"
+_positive = number(int, lambda value: 1 <= value < 2**31, "a whole number from 1")
+_whole = number(int, lambda value: 0 <= value < 2**31, "a whole number from 0")
+_seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+_above_0 = number(float, lambda value: 0 < value < math.inf, "a number above 0")
+_below_1 = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+_share = number(float, lambda value: 0 < value <= 1, "an accuracy between 0 and 1, such as 0.9")
+
+PositiveInt = Annotated[int, one_word(_positive, "N")]
+WholeNumber = Annotated[int, one_word(_whole, "N")]
+Seed = Annotated[int, one_word(_seed, "N")]
+PositiveFloat = Annotated[float, one_word(_above_0, "X")]
+Rate = Annotated[float, one_word(_below_1, "X")]
+# What is not given has its own words in the sentence of the option.
+_SAID = tyro.conf.arg(help_behavior_hint="")
+OptionalInt = Annotated[int | None, one_word(_positive, "N"), _SAID]
+OptionalPath = Annotated[Path | None, one_word(Path, "PATH"), _SAID]
+OptionalShare = Annotated[float | None, one_word(_share, "X"), _SAID]
+AllOrCount = Annotated[
+    int | str, one_word(lambda text: text if text == "all" else _whole(text), "all|N")
+]
+ProjectName = Annotated[str, one_word(project_name, "NAME")]
+OptionalPaths = Annotated[
+    tuple[Path, ...] | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="PICTURE [PICTURE ...]",
+        instance_from_str=_paths,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: list(map(str, value or ())),
+    ),
+    _SAID,
+]
+
+# ------------------------------------------------------------------------------------ options
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Fashion-MNIST or a part of it; smaller parts are within larger ones."""
+
+    data_dir: OptionalPath = None
+    """folder with the four IDX files (default: a cache's or a package's, else downloaded)"""
+    train_size: OptionalInt = None
+    """use N class-balanced training images (default: all 55000)"""
+    validation_size: OptionalInt = None
+    """use N class-balanced validation images (default: all 5000)"""
+    test_size: OptionalInt = None
+    """use N class-balanced test images (default: all 10000)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Of the whole network or, on frozen features, of the head."""
+
+    epochs: PositiveInt = 10
+    """passes over the training images"""
+    batch_size: PositiveInt = 32
+    """images per training step"""
+    learning_rate: PositiveFloat = 1e-3
+    """Adam's, at the start"""
+    seed: Seed = 0
+    """of initial weights, shuffling and dropout"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsOptions:
+    """What a run leaves, and where."""
+
+    output_dir: Path = Path("outputs")
+    """gets the model, its results, pictures and report.html"""
+    require_accuracy: OptionalShare = None
+    """exit with 1 if the validation accuracy ends below X; 0.9 is 90 % (default: no such check)"""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases; auto is online where a key is configured, else offline"""
+    project: ProjectName = "fashion-mnist"
+    """W&B project"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UseOptions:
+    """Instead of a training."""
+
+    predict: OptionalPaths = None
+    """classify these picture files, or those of a folder, by the model in --output-dir"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What both scripts take; a script adds its own groups."""
+
+    script: ClassVar[str]  # its name, without .py: its results appear under it
+
+    data: DataOptions = DataOptions()
+    training: TrainingOptions = TrainingOptions()
+    results: ResultsOptions = ResultsOptions()
+    use_of_the_model: UseOptions = UseOptions()
+
+    def config(self) -> dict[str, Any]:
+        """Every option by its name, as a run notes them; a `Path` as text."""
+        values = {"model": self.script}
+        for group in dataclasses.fields(self):
+            options = getattr(self, group.name)
+            for field in dataclasses.fields(options):
+                value = getattr(options, field.name)
+                values[field.name] = str(value) if isinstance(value, Path) else value
+        return values
+
+
+# ------------------------------------------------------------------------------- command line
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def parse(
+    options: type[AnyOptions], description: str | None, arguments: Sequence[str] | None = None
+) -> AnyOptions:
+    """The options of a command line; `--batch_size` (as a W&B sweep writes it) is `--batch-size`.
+
+    Args:
+        options: a script's.
+        description: the first lines of `--help`.
+        arguments: the words after the script's name; by default the process's own.
+
+    Raises:
+        UsageError: a word cannot be used.
+        SystemExit: after `--help`.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                options,
+                prog=f"{options.script}.py",
+                description=(description or "").split("\n\n")[0],  # tyro would not wrap the rest
+                args=sys.argv[1:] if arguments is None else list(arguments),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        # tyro frames its errors: of the frame, the first paragraph says what is wrong.
+        lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
+        paragraph = re.split("(?:─|╰)", "\n".join(lines))[0]
+        message = " ".join(paragraph.split()).removeprefix("Error parsing ")
+    raise UsageError(f"{message}\nSee {options.script}.py --help.")

@@ -1,24 +1,37 @@
+"""`--predict`: what a trained model says about one's own pictures.
+
+A picture becomes what Fashion-MNIST is made of: a light garment on black, gray, 28×28. The steps
+are those by which the data set's authors made theirs (Xiao, Rasul, Vollgraf 2017, section 2).
+"""
+
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from fashion import devices, pictures
+from fashion.data import CLASS_NAMES
+from fashion.errors import UserError
+from fashion.options import Options
+
+import keras
+import numpy as np
+from PIL import Image, ImageOps
+
 SIDE = 28  # of the data set's images
-
-
 WORKING_SIDE = 1024  # pixels: more would only take time
-
-
 CLOSE = 0.05 * 255  # to the background: what the authors trim away
 
 
-DRAWN = 60  # pictures in `predictions.png`: more would be too large to look at
-
-
-def predict(options: argparse.Namespace) -> None:
-    """Classifies the pictures of `--predict`, prints and draws the result.
+def classify(paths: Iterable[Path], options: Options) -> None:
+    """Classifies picture files, or those of folders; prints and draws the result.
 
     Raises:
         UserError: there is no model or picture, or not every picture could be used.
     """
     model = load_model(options)
     names, originals, images, failures = [], [], [], 0
-    for path in files(options.predict):
+    for path in files(paths):
         try:
             original = read(path)
             images.append(to_fashion_mnist(original))
@@ -30,30 +43,31 @@ def predict(options: argparse.Namespace) -> None:
         original.thumbnail((256, 256))  # as large as it will be drawn
         originals.append(original)
     if images:
-        probabilities = common.predict(model, np.stack(images))
+        probabilities = devices.predict_in_batches(model, np.stack(images))
         width = max(map(len, names))
         for name, row in zip(names, probabilities, strict=True):
             top = np.argsort(-row)[:3]
             print(f"{name:{width}}  " + ", ".join(f"{CLASS_NAMES[i]} {row[i]:.1%}" for i in top))
-        picture = options.output_dir / "predictions.png"
-        save(draw(names, originals, images, probabilities), picture)
-        print(f"{picture} shows what the model saw", end="")
-        print(f" of the first {DRAWN}." if len(images) > DRAWN else ".")
+        path = options.results.output_dir / "predictions.png"
+        pictures.draw_own_pictures(path, names, originals, images, probabilities)
+        print(f"{path} shows what the model saw", end="")
+        print(f" of the first {pictures.DRAWN}." if len(images) > pictures.DRAWN else ".")
     if failures:
         raise UserError(f"{failures} of {failures + len(images)} pictures could not be used")
 
 
-def load_model(options: argparse.Namespace) -> keras.Model:
+def load_model(options: Options) -> keras.Model:
     """The model that an earlier run saved: uint8 (N, 28, 28) → probabilities (N, 10).
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    path = options.output_dir / "model.keras"
+    folder = options.results.output_dir
+    path = folder / "model.keras"
     if not path.exists():
-        command = f"python {options.model}.py"
-        if options.output_dir != Path("outputs") / options.model:
-            command += f" --output-dir {options.output_dir}"
+        command = f"python {options.script}.py"
+        if folder != type(options)().results.output_dir:
+            command += f" --output-dir {folder}"
         raise UserError(f"there is no {path}: `{command}` makes one")
     try:
         model = keras.saving.load_model(path, safe_mode=True)
@@ -171,17 +185,3 @@ def centre(gray: np.ndarray) -> np.ndarray:
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
     image[top : top + height, left : left + width] = gray.clip(0, 255).round()
     return image
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a picture, whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    part = path.with_name(f".incomplete-{path.name}")
-    try:
-        figure.savefig(part, format="png")
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from None

@@ -1,3 +1,14 @@
+"""report.html: one self-contained page for a colleague."""
+
+import base64
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fashion.comparison import Comparison
+from fashion.evaluation import Evaluation, Evaluations
+
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -20,65 +31,82 @@ img {{ max-width: 100%; }}
 """
 
 
-def render_html(
-    record: dict[str, dict], comparison: list[list[str]], sentence: str, pictures: Path
-) -> str:
-    """One self-contained page for a colleague; `pictures` is the folder that has `PICTURES`."""
+@dataclass(frozen=True)
+class Page:
+    """What is to be seen on it."""
 
-    def table(rows: list[list[object]], header: bool = True) -> str:
-        lines = []
-        for i, row in enumerate(rows):
-            tag = "th" if header and i == 0 else "td"
-            cells = "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
-            lines.append(f"<tr>{cells}</tr>")
-        return "<table>\n" + "\n".join(lines) + "\n</table>"
+    model: str
+    evaluations: Evaluations
+    best_epoch: int
+    comparison: Comparison
+    pictures: Path  # the folder that has them
+    settings: Mapping[str, Mapping[str, object]]  # heading → name → value
 
-    def picture(name: str) -> str:
-        content = base64.b64encode((pictures / name).read_bytes()).decode()
+    def render(self) -> str:
+        """The page, with its pictures inside."""
+        test = self.evaluations.test
+        low, high = test.interval95
+        rows, sentence = self.comparison.rows, self.comparison.sentence
+        sections = {
+            "Results": _table(_results(self.evaluations)),
+            "Beside another model's last run": f"{_table(rows)}<p>{html.escape(sentence)}</p>",
+            "By class, on the test images": _table(_classes(test)),
+            "What is confused with what": self._picture("confusion_matrix.png"),
+            "Most confident mistakes: the model's, or the label's": self._picture("mistakes.png"),
+            "How far the confidence can be trusted": self._picture("reliability.png"),
+            "Training": self._picture("curves.png"),
+        }
+        for heading, values in self.settings.items():
+            sections[heading] = _table(_settings(values), header=False)
+        return PAGE.format(
+            title=f"{self.model} on Fashion-MNIST",
+            headline=f"<b>{test.accuracy:.1%}</b> of {len(test.labels):,} test images right (95 % "
+            f"interval {low:.1%} to {high:.1%}), with the weights of epoch {self.best_epoch}.",
+            sections="\n".join(f"<h2>{title}</h2>\n{body}" for title, body in sections.items()),
+        )
+
+    def _picture(self, name: str) -> str:
+        content = base64.b64encode((self.pictures / name).read_bytes()).decode()
         return f'<img src="data:image/png;base64,{content}" alt="{name}">'
 
-    def settings(part: str) -> str:
-        rows = [
-            [name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value]
-            for name, value in record[part].items()
-        ]
-        return table(rows, header=False)
 
-    test, count = record["test"], record["data"]["test"]
-    low, high = test["interval95"]
-    results = [["", "accuracy", "95 % interval", "loss", "calibration error", "images"]]
-    for name in "train", "validation", "test":
-        part = record[name]
-        interval = "{:.1%} to {:.1%}".format(*part["interval95"])
-        error = f"{part['expected_calibration_error']:.3f}"
-        images = f"{record['data'][name]:,}"
-        results.append(
-            [name, f"{part['accuracy']:.2%}", interval, f"{part['loss']:.3f}", error, images]
+def _table(rows: Iterable[Iterable[object]], header: bool = True) -> str:
+    lines = []
+    for i, row in enumerate(rows):
+        tag = "th" if header and i == 0 else "td"
+        cells = "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
+        lines.append(f"<tr>{cells}</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _results(evaluations: Evaluations) -> list[list[str]]:
+    rows = [["", "accuracy", "95 % interval", "loss", "calibration error", "images"]]
+    for name, part in evaluations._asdict().items():
+        low, high = part.interval95
+        rows.append(
+            [
+                name,
+                f"{part.accuracy:.2%}",
+                f"{low:.1%} to {high:.1%}",
+                f"{part.loss:.3f}",
+                f"{part.expected_calibration_error:.3f}",
+                f"{len(part.labels):,}",
+            ]
         )
-    per_class = [["class", "precision", "recall", "F1", "images", "most often taken for"]]
-    for row in test["per_class"]:
-        shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
-        other = f"{row['confused_with']} ({row['confused']})" if row["confused"] else "–"
-        per_class.append([row["class"], *shares, row["support"], other])
-    sections = {
-        "Results": table(results),
-        "Beside another model's last run": f"{table(comparison)}<p>{html.escape(sentence)}</p>",
-        "By class, on the test images": table(per_class),
-        "What is confused with what": picture("confusion_matrix.png"),
-        "Most confident mistakes: the model's, or the label's": picture("mistakes.png"),
-        "How far the confidence can be trusted": picture("reliability.png"),
-        "Training": picture("curves.png"),
-        "Options": settings("config"),
-        "Data": settings("data"),
-        "Weights": settings("weights"),
-        "Parameters": settings("parameters"),
-        "Time, in seconds": settings("seconds"),
-        "Memory": settings("memory"),
-        "Computed with": settings("versions"),
-    }
-    return PAGE.format(
-        title=f"{record['model']} on Fashion-MNIST",
-        headline=f"<b>{test['accuracy']:.1%}</b> of {count:,} test images right (95 % interval "
-        f"{low:.1%} to {high:.1%}), with the weights of epoch {record['best_epoch']}.",
-        sections="\n".join(f"<h2>{title}</h2>\n{body}" for title, body in sections.items()),
-    )
+    return rows
+
+
+def _classes(test: Evaluation) -> list[list[str]]:
+    rows = [["class", "precision", "recall", "F1", "images", "most often taken for"]]
+    for scores in test.per_class:
+        shares = (f"{share:.1%}" for share in (scores.precision, scores.recall, scores.f1))
+        other = f"{scores.confused_with} ({scores.confused})" if scores.confused else "–"
+        rows.append([scores.name, *shares, str(scores.support), other])
+    return rows
+
+
+def _settings(values: Mapping[str, object]) -> list[list[object]]:
+    return [
+        [name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value]
+        for name, value in values.items()
+    ]

@@ -1,3 +1,19 @@
+"""The pictures of a run, by matplotlib."""
+
+from pathlib import Path
+
+from fashion.data import CLASS_NAMES, Split
+from fashion.epochs import Epoch
+from fashion.errors import UserError
+from fashion.evaluation import Evaluation, Evaluations, wilson_interval
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+NAMES = ("curves.png", "confusion_matrix.png", "mistakes.png", "reliability.png")
+DRAWN = 60  # of one's own pictures: more would be too large to look at
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"  # told apart by all (Okabe & Ito 2008)
 
 
@@ -16,10 +32,25 @@ STYLE = {
 }
 
 
-def draw_curves(history: list[dict[str, float]], best_epoch: int) -> Figure:
+def draw_run(
+    folder: Path, evaluations: Evaluations, test: Split, epochs: list[Epoch], best_epoch: int
+) -> None:
+    """Draws `NAMES` into a folder."""
+    figures = (
+        lambda: draw_curves(epochs, best_epoch),
+        lambda: draw_confusion_matrix(evaluations.test),
+        lambda: draw_mistakes(evaluations.test, test),
+        lambda: draw_reliability(evaluations.validation, evaluations.test),
+    )
+    with matplotlib.style.context(["default", STYLE]):  # not the user's own
+        for name, draw in zip(NAMES, figures, strict=True):
+            draw().savefig(folder / name)
+
+
+def draw_curves(history: list[Epoch], best_epoch: int) -> Figure:
     """Loss and accuracy, train beside validation; learning rate; seconds."""
     figure = Figure(figsize=(12, 8))
-    epochs = [row["epoch"] for row in history]
+    epochs = [row.epoch for row in history]
     titles = {
         "accuracy": "Accuracy",
         "loss": "Loss",
@@ -28,10 +59,10 @@ def draw_curves(history: list[dict[str, float]], best_epoch: int) -> Figure:
     }
     for axes, (metric, title) in zip(figure.subplots(2, 2).flat, titles.items(), strict=True):
         marker = "o" if len(epochs) <= 50 else ""
-        axes.plot(epochs, [row[metric] for row in history], color=BLUE, marker=marker)
-        if f"val_{metric}" in history[0]:
+        axes.plot(epochs, [getattr(row, metric) for row in history], color=BLUE, marker=marker)
+        if hasattr(history[0], f"val_{metric}"):
             axes.lines[0].set_label("train, during the epoch")
-            validation = [row[f"val_{metric}"] for row in history]
+            validation = [getattr(row, f"val_{metric}") for row in history]
             axes.plot(epochs, validation, color=ORANGE, marker=marker, label="validation")
             axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch, {best_epoch}")
             axes.legend()
@@ -60,14 +91,16 @@ def draw_confusion_matrix(test: Evaluation) -> Figure:
     return figure
 
 
-def draw_mistakes(test: Evaluation, split: common.Split) -> Figure:
+def draw_mistakes(test: Evaluation, split: Split) -> Figure:
     """The most confident mistakes, with their numbers in the data set's file."""
     figure = Figure(figsize=(12, 11))
     wrong = test.mistakes(40)
     figure.suptitle(
         f"The {len(wrong)} most confident of {np.sum(~test.correct):,} mistakes "
         f"on {len(test.labels):,} test images: true → predicted",
-        **{"x": 0.01, "ha": "left", "fontsize": 13},
+        x=0.01,
+        ha="left",
+        fontsize=13,
     )
     grid = figure.subplots(5, 8).flatten()
     for axes in grid:
@@ -92,13 +125,15 @@ def draw_reliability(validation: Evaluation, test: Evaluation) -> Figure:
         ("validation", validation, ORANGE, "s"),
         ("test", test, BLUE, "o"),
     ):
-        x, y = ([row[k] for row in part.calibration] for k in ("confidence", "accuracy"))
-        intervals = [wilson_interval(row["accuracy"], row["images"]) for row in part.calibration]
+        confidence = [bin.confidence for bin in part.calibration]
+        accuracy = [bin.accuracy for bin in part.calibration]
+        intervals = [wilson_interval(bin.accuracy, bin.images) for bin in part.calibration]
         error = f"{name}, expected calibration error {part.expected_calibration_error:.3f}"
-        diagram.plot(x, y, color=colour, marker=marker, label=error)
-        diagram.vlines(x, *np.transpose(intervals), color=colour, alpha=0.4)
-        x, y = ([row[k] for row in part.coverage] for k in ("coverage", "accuracy"))
-        coverage.plot(x, y, color=colour, label=f"{name}, all: {part.accuracy:.1%}")
+        diagram.plot(confidence, accuracy, color=colour, marker=marker, label=error)
+        diagram.vlines(confidence, *np.transpose(intervals), color=colour, alpha=0.4)
+        shares = [point.coverage for point in part.coverage]
+        accuracy = [point.accuracy for point in part.coverage]
+        coverage.plot(shares, accuracy, color=colour, label=f"{name}, all: {part.accuracy:.1%}")
     diagram.set(title="Reliability: below the line is too sure", ylabel="accuracy", ylim=(0, 1.02))
     diagram.legend(fontsize=11)
     counts.hist(test.confidence, bins=15, range=(0, 1), color=BLUE)
@@ -109,21 +144,26 @@ def draw_reliability(validation: Evaluation, test: Evaluation) -> Figure:
     return figure
 
 
-def draw(
+def draw_own_pictures(
+    path: Path,
     names: list[str],
     originals: list[Image.Image],
     images: list[np.ndarray],
     probabilities: np.ndarray,
-) -> Figure:
-    """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities."""
+) -> None:
+    """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities.
+
+    The file appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     count = min(len(names), DRAWN)
     rows = (count + 1) // 2
-    with matplotlib.style.context(["default", report.STYLE]):  # not the user's own
+    with matplotlib.style.context(["default", STYLE]):  # not the user's own
         figure = Figure(figsize=(14, 2.2 * rows))
         widths = 1, 1, 1.6
-        grid = figure.subplots(
-            rows, 6, squeeze=False, gridspec_kw={"width_ratios": [*widths, *widths]}
-        )
+        grid = figure.subplots(rows, 6, squeeze=False, width_ratios=[*widths, *widths])
         for axes in grid.flatten():
             axes.set_axis_off()
         for i in range(count):
@@ -140,4 +180,9 @@ def draw(
             bars.tick_params(labelsize=7)
             bars.invert_yaxis()
             bars.set_title(f"{CLASS_NAMES[best]} {probabilities[i, best]:.0%}", fontsize=9)
-    return figure
+        part = path.with_name(f".incomplete-{path.name}")
+        try:
+            figure.savefig(part, format="png")
+            part.replace(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error}") from None

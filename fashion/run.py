@@ -1,155 +1,229 @@
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Notes how long the block took, in seconds, as `seconds[name]`."""
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 2)
+"""One run, from its options to what it leaves behind: W&B, pictures, report.html, metrics.json."""
 
+import contextlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-def new_record(options: argparse.Namespace) -> dict[str, dict]:
-    """The start of `metrics.json`: {"model", "config", "versions", "seconds"}."""
-    config = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(options).items()
-    }
-    seconds = {"imports": round(time.perf_counter() - common.START, 2)}
-    return {"model": options.model, "config": config, "versions": versions(), "seconds": seconds}
+import fashion
+from fashion import comparison, environment, pictures, result_files, tracking
+from fashion.data import FashionMNIST
+from fashion.epochs import Epoch, EpochLog
+from fashion.errors import UserError
+from fashion.evaluation import Evaluation, Evaluations
+from fashion.options import Options
+from fashion.page import Page
 
-
-def prepare_output(folder: Path) -> None:
-    """Makes the output folder, before any work is done for it; says what will be replaced.
-
-    Raises:
-        UserError: nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"--output-dir: {error}") from None
-    if folders := [name for name in OUTPUT_FILES if (folder / name).is_dir()]:
-        raise UserError(f"--output-dir: {folder / folders[0]} is a folder")
-    if existing := [name for name in OUTPUT_FILES if (folder / name).exists()]:
-        print(f"The end of this run replaces {', '.join(existing)} in {folder}")
-
-
-def complete_record(
-    record: dict[str, dict],
-    evaluations: dict[str, Evaluation],
-    model: keras.Model,
-    best: dict[str, float],
-) -> None:
-    """Adds the results to the record; `best` is the best epoch's row."""
-    record |= {name: evaluation.record() for name, evaluation in evaluations.items()}
-    record["test"]["confusion_matrix"] = evaluations["test"].confusion_matrix.tolist()
-    record["test"]["per_class"] = evaluations["test"].per_class
-    record["best_epoch"] = best["epoch"]
-    record["parameters"] = {
-        "trainable": sum(math.prod(weight.shape) for weight in model.trainable_weights),
-        "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
-    }
-
-
-def save_results(
-    options: argparse.Namespace,
-    run: wandb.Run,
-    record: dict[str, dict],
-    evaluations: dict[str, Evaluation],
-    data: FashionMNIST,
-    model: keras.Model,
-    log: EpochLog,
-) -> tuple[list[list[str]], str]:
-    """Completes the record; writes `OUTPUT_FILES`, and the same to W&B.
-
-    Each file appears whole or not at all: it is first written beside, then moved into place.
-
-    Returns:
-        The comparison with another model's last run, as `compare` gives it.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    folder, test = options.output_dir, evaluations["test"]
-    complete_record(record, evaluations, model, log.best)
-    predictions = [
-        {"position": position, "label": label, "predicted": predicted, "confidence": confidence}
-        for position, label, predicted, confidence in zip(
-            data.test.positions, test.labels, test.predicted, test.confidence, strict=True
-        )
-    ]
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-            part = Path(temporary)
-            model.save(part / "model.keras")
-            write_csv(part / "history.csv", log.rows)
-            write_csv(part / "predictions.csv", predictions)
-            with matplotlib.style.context(["default", STYLE]):  # not the user's own
-                draw_curves(log.rows, record["best_epoch"]).savefig(part / "curves.png")
-                draw_confusion_matrix(test).savefig(part / "confusion_matrix.png")
-                draw_mistakes(test, data.test).savefig(part / "mistakes.png")
-                draw_reliability(evaluations["validation"], test).savefig(part / "reliability.png")
-            record["memory"] = peak_memory()
-            record["seconds"]["total"] = round(time.perf_counter() - common.START, 2)
-            comparison = compare(folder, record, test, data.test.positions)
-            page = render_html(record, *comparison, pictures=part)
-            (part / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
-            (part / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-            try:
-                # From here and not from `folder`, which another trial of a sweep may write to.
-                log_evaluations(run, evaluations, data, log.rows)
-                log_output(run, record, part)
-            finally:  # whatever became of W&B
-                for name in OUTPUT_FILES:
-                    (part / name).replace(folder / name)
-    except OSError as error:
-        raise UserError(f"not all results could be written: {error}") from None
-    return comparison
-
-
-def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    """Writes rows, dictionaries with the same keys, below a header."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def without_tables(part: dict[str, object]) -> dict[str, object]:
-    """A part of the record without what W&B has as a table (its metadata may have 100 values)."""
-    return {k: v for k, v in part.items() if k not in ("confusion_matrix", "per_class")}
-
-
-def conclude(
-    options: argparse.Namespace,
-    run: wandb.Run,
-    record: dict[str, dict],
-    comparison: tuple[list[list[str]], str],
-) -> None:
-    """The last lines of a run: the comparison, where things are, and whether it was good enough.
-
-    Raises:
-        UserError: the validation accuracy is below `--require-accuracy`.
-    """
-    rows, sentence = comparison
-    print()
-    for row in rows:
-        print("{:<28} {:>12}  {:>10}  {:<24} {:>8}".format(*row))
-    if sentence:
-        print(sentence)
-    print(f"\nSaved in {options.output_dir}: {', '.join(OUTPUT_FILES)}")
-    if run.offline and not run.disabled:
-        folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
-        print(f"W&B, offline. Look at the run:  wandb leet {folder}")
-        print(f"              Sync it later:    wandb sync {folder}")
-    reached, required = record["validation"]["accuracy"], options.require_accuracy
-    if required and reached < required:
-        raise UserError(f"validation accuracy {reached:.4f} is below the required {required}")
-
-
-PICTURES = ("curves.png", "confusion_matrix.png", "mistakes.png", "reliability.png")
-
+import keras
+import numpy as np
+import wandb
 
 OUTPUT_FILES = (
-    *("model.keras", "history.csv", "metrics.json", "predictions.csv", "report.html"),
-    *PICTURES,
+    "model.keras",
+    "history.csv",
+    "metrics.json",
+    "predictions.csv",
+    "report.html",
+    *pictures.NAMES,
 )
+
+
+# The page's last sections, and which part of the record is in each.
+SETTINGS = {
+    "Options": "config",
+    "Data": "data",
+    "Weights": "weights",
+    "Parameters": "parameters",
+    "Time, in seconds": "seconds",
+    "Memory": "memory",
+    "Computed with": "versions",
+}
+
+
+class Run:
+    """A training: its options, its W&B run, its epochs, the seconds of its stages, its results.
+
+    As a context it has checked the output folder, and closes the W&B run, which is marked as failed
+    if the block raises. (A `wandb.Run` itself can be used so, but prints a traceback then, even for
+    Ctrl-C.)
+    """
+
+    data: FashionMNIST  # these three from `start` on
+    wandb: wandb.Run
+    epochs: EpochLog
+
+    def __init__(self, options: Options) -> None:
+        """Starts the record, which grows into metrics.json."""
+        self.options = options
+        self._started = False
+        self._seconds = {"imports": round(time.perf_counter() - fashion.START, 2)}
+        self._record: dict[str, Any] = {
+            "model": options.script,
+            "config": options.config(),
+            "versions": environment.versions(),
+            "seconds": self._seconds,
+            "weights": {"source": "none"},
+        }
+
+    def __enter__(self) -> "Run":
+        """Makes the output folder, before any work is done for it; says what will be replaced.
+
+        Raises:
+            UserError: nothing can be written there.
+        """
+        folder = self.options.results.output_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(f"--output-dir: {error}") from None
+        if folders := [name for name in OUTPUT_FILES if (folder / name).is_dir()]:
+            raise UserError(f"--output-dir: {folder / folders[0]} is a folder")
+        if existing := [name for name in OUTPUT_FILES if (folder / name).exists()]:
+            print(f"The end of this run replaces {', '.join(existing)} in {folder}")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the W&B run, if it is open."""
+        if self._started:
+            self.wandb.finish(exit_code=1 if error else None)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Notes how many seconds the block took."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = round(time.perf_counter() - start, 2)
+
+    def note(self, **parts: dict[str, Any]) -> None:
+        """Adds parts to the record, or replaces them."""
+        self._record |= parts
+
+    def start(
+        self, data: FashionMNIST, init: Callable[..., wandb.Run], epochs: Iterable[Epoch] = ()
+    ) -> None:
+        """Opens the W&B run; its config is every option, versions, data and weights.
+
+        Args:
+            data: of the run.
+            init: `wandb.init` with all else that this run needs.
+            epochs: those so far, if it resumes another.
+
+        Raises:
+            UserError: W&B cannot write its files, or its settings are unusable.
+        """
+        self.data = data
+        self.note(data=data.record())
+        noted = {name: self._record[name] for name in ("versions", "data", "weights")}
+        self.wandb = tracking.start(
+            self.options.results.wandb,
+            lambda **more: init(config=self._record["config"] | noted, **more),
+        )
+        self._started = True
+        self.epochs = EpochLog(self.wandb, epochs)
+        tracking.log_inputs(self.wandb, self.options.script, data)
+
+    def save(self, model: keras.Model, probabilities: dict[str, np.ndarray]) -> None:
+        """Writes `OUTPUT_FILES`, and the same to W&B, each file whole or not at all.
+
+        Args:
+            model: uint8 (N, 28, 28) → probabilities (N, classes).
+            probabilities: its own, float (N, classes), for the images of each split.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        folder, data, best = self.options.results.output_dir, self.data, self.epochs.best.epoch
+        evaluations = Evaluations(
+            **{
+                name: Evaluation(probabilities[name], split.labels)
+                for name, split in data.splits.items()
+            }
+        )
+        self._note_results(evaluations, model)
+        try:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
+                part = Path(temporary)
+                model.save(part / "model.keras")
+                result_files.write_history(part, self.epochs.epochs)
+                result_files.write_predictions(part, data.test, evaluations.test)
+                pictures.draw_run(part, evaluations, data.test, self.epochs.epochs, best)
+                self._record["memory"] = environment.peak_memory()
+                self._seconds["total"] = round(time.perf_counter() - fashion.START, 2)
+                (part / "metrics.json").write_text(json.dumps(self._record, indent=2) + "\n")
+                self._comparison = comparison.compare(
+                    result_files.read(part), result_files.read_beside(folder)
+                )
+                page = Page(
+                    model=self.options.script,
+                    evaluations=evaluations,
+                    best_epoch=best,
+                    comparison=self._comparison,
+                    pictures=part,
+                    settings={title: self._record[name] for title, name in SETTINGS.items()},
+                ).render()
+                (part / "report.html").write_text(
+                    page, encoding="utf-8", errors="xmlcharrefreplace"
+                )
+                try:
+                    # From here and not from `folder`, which another trial of a sweep may write to.
+                    tracking.log_evaluations(self.wandb, evaluations, data, self.epochs.epochs)
+                    self._log_files(part, evaluations)
+                finally:  # whatever became of W&B
+                    for name in OUTPUT_FILES:
+                        (part / name).replace(folder / name)
+        except OSError as error:
+            raise UserError(f"not all results could be written: {error}") from None
+
+    def conclude(self) -> None:
+        """The last lines: the comparison, where things are, and whether it was good enough.
+
+        Raises:
+            UserError: the validation accuracy is below `--require-accuracy`.
+        """
+        print()
+        for row in self._comparison.rows:
+            print("{:<28} {:>12}  {:>10}  {:<24} {:>8}".format(*row))
+        if self._comparison.sentence:
+            print(self._comparison.sentence)
+        results = self.options.results
+        print(f"\nSaved in {results.output_dir}: {', '.join(OUTPUT_FILES)}")
+        for line in tracking.ways_to_look(self.wandb):
+            print(line)
+        reached, required = self._record["validation"]["accuracy"], results.require_accuracy
+        if required and reached < required:
+            raise UserError(f"validation accuracy {reached:.4f} is below the required {required}")
+
+    def _note_results(self, evaluations: Evaluations, model: keras.Model) -> None:
+        self.note(
+            train=evaluations.train.summary(),
+            validation=evaluations.validation.summary(),
+            test=evaluations.test.summary() | evaluations.test.tables(),
+            parameters={
+                "trainable": sum(math.prod(weight.shape) for weight in model.trainable_weights),
+                "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
+            },
+        )
+        self._record["best_epoch"] = self.epochs.best.epoch
+
+    def _log_files(self, folder: Path, evaluations: Evaluations) -> None:
+        if self.wandb.disabled:
+            return
+        summary = self._record | {"test": evaluations.test.summary()}  # the tables are tables there
+        for part in "train", "validation", "test", "parameters", "memory", "seconds":
+            for name, value in summary[part].items():
+                self.wandb.summary[f"{part}/{name}"] = value
+        tracking.log_files(
+            self.wandb, [folder / name for name in pictures.NAMES], folder / "report.html"
+        )
+        tracking.log_model(self.wandb, folder / "model.keras", self.options.script, summary)

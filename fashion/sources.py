@@ -1,18 +1,40 @@
-# SHA-256 of the decompressed files: the .gz around them differ between distributors.
+"""Where the four files of Fashion-MNIST come from: folders, caches, a Debian package, a download.
+
+Whatever the source, each file is verified by the SHA-256 of its decompressed content before it is
+used or kept.
+"""
+
+import gzip
+import hashlib
+import http.client
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fashion.data import CLASS_NAMES, Files
+from fashion.errors import UserError
+
+import numpy as np
+
+# SHA-256 of the decompressed files, in the order of `Files`: the .gz around them differ between
+# distributors.
 FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-
-
 KERAS_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-
-
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
-
-
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -20,8 +42,20 @@ class _BadData(Exception):
     """Why a source of the data set cannot be used."""
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
-    """The arrays of `--data-dir`, its description and the digests it was held to."""
+def find(data_dir: Path | None) -> Files:
+    """The files of the first source that works, or those of `data_dir`.
+
+    A `data_dir` with a `SHA256SUMS` file is held to that (another data set in the same format, such
+    as a sample); any other must hold Fashion-MNIST.
+
+    Raises:
+        UserError: no source works; the message lists each with its reason.
+    """
+    return _read_folder(data_dir) if data_dir else _find_fashion_mnist()
+
+
+def _read_folder(folder: Path) -> Files:
+    """The files of `--data-dir`."""
     expected, source = FASHION_MNIST_SHA256, f"{folder} (--data-dir)"
     try:
         if (sums := folder / "SHA256SUMS").exists():
@@ -30,7 +64,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, np.ndarray], str, dict[str, st
             source = f"{folder} (--data-dir, by its own SHA256SUMS)"
             if expected.keys() != FASHION_MNIST_SHA256.keys():
                 raise _BadData(f"{sums} must name {', '.join(FASHION_MNIST_SHA256)}")
-        return _read_files(folder, expected), source, expected
+        return _read_files(folder, expected, source)
     except (_BadData, OSError, ValueError) as error:
         raise UserError(f"--data-dir: {error}") from None
 
@@ -40,8 +74,8 @@ def keras_home() -> Path:
     return Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
 
 
-def _find_fashion_mnist() -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
-    """The arrays of the first source that works, its description and its digests."""
+def _find_fashion_mnist() -> Files:
+    """The files of the first source that works."""
     cache = keras_home() / "datasets" / "fashion-mnist"  # as keras.datasets has it
     tried = []
     for name, folder, fetch in (
@@ -54,8 +88,7 @@ def _find_fashion_mnist() -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
             if fetch:
                 print(f"Fetching Fashion-MNIST, 30 MB: {name} …", flush=True)
                 _store(folder, fetch)
-            arrays = _read_files(folder, FASHION_MNIST_SHA256)
-            return arrays, f"{folder} ({name})", FASHION_MNIST_SHA256
+            return _read_files(folder, FASHION_MNIST_SHA256, f"{folder} ({name})")
         except (_BadData, OSError, http.client.HTTPException) as error:
             tried.append(f"{name}: {error}")
             if not isinstance(error, FileNotFoundError) and not fetch:
@@ -69,24 +102,27 @@ def _find_fashion_mnist() -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
     )
 
 
-def _read_files(folder: Path, expected: dict[str, str]) -> dict[str, np.ndarray]:
-    """The four verified arrays of a folder, from `NAME.gz` or `NAME`.
+def _read_files(folder: Path, expected: dict[str, str], source: str) -> Files:
+    """The four verified files of a folder, each `NAME.gz` or `NAME`.
 
     Raises:
         FileNotFoundError: a file is not there.
         _BadData: a file is not what it should be.
     """
-    arrays = {}
-    for name, sha256 in expected.items():
+    arrays = []
+    for name in FASHION_MNIST_SHA256:
         path = folder / f"{name}.gz"
         if not path.exists() and not (path := folder / name).exists():
             raise FileNotFoundError(f"there is no {folder / name}.gz")
-        arrays[name] = _parse_idx(path.read_bytes(), sha256, path)
-    for part in "train", "t10k":
-        images, labels = arrays[f"{part}-images-idx3-ubyte"], arrays[f"{part}-labels-idx1-ubyte"]
+        arrays.append(_parse_idx(path.read_bytes(), expected[name], path))
+    files = Files(*arrays, source=source, sha256=expected)
+    for part, images, labels in (
+        ("train", files.train_images, files.train_labels),
+        ("t10k", files.test_images, files.test_labels),
+    ):
         if images.shape != (len(labels), 28, 28) or labels.max() >= len(CLASS_NAMES):
             raise _BadData(f"{folder}: {part} has images {images.shape}, labels {labels.shape}")
-    return arrays
+    return files
 
 
 def _parse_idx(content: bytes, sha256: str, origin: object) -> np.ndarray:
@@ -159,7 +195,7 @@ def _fetch_debian_package() -> Iterator[tuple[str, bytes]]:
             (root / folder).mkdir(parents=True)
         private = (f"Dir::State::Lists={root}/lists", f"Dir::Cache={root}/cache")
         settings = (*private, "Debug::NoLocking=1", "Acquire::Languages=none", "Acquire::Retries=0")
-        apt_get = ["apt-get", "-qq", *(word for value in settings for word in ("-o", value))]
+        apt_get = ["apt-get", "-qq", *(f"-o{value}" for value in settings)]
         for command, timeout in (
             ([*apt_get, "update"], 10),
             ([*apt_get, "download", DEBIAN_PACKAGE], 600),
@@ -181,7 +217,5 @@ def _fetch_debian_package() -> Iterator[tuple[str, bytes]]:
                 reason = error.stderr.strip() or f"exit code {error.returncode}"
                 raise _BadData(f"{short}: {reason.splitlines()[-1]}") from None
         for name in FASHION_MNIST_SHA256:
-            yield (
-                name,
-                (root / "files" / DEBIAN_FOLDER.relative_to("/") / f"{name}.gz").read_bytes(),
-            )
+            path = root / "files" / DEBIAN_FOLDER.relative_to("/") / f"{name}.gz"
+            yield name, path.read_bytes()

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import common
 import keras
 import pytest
-
 import report
+
+import common
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data"

@@ -5,10 +5,10 @@ import subprocess
 import sys
 import time
 
-import common
 import keras
 import numpy as np
 import pytest
+import report
 from conftest import (
     ROOT,
     SAMPLE,
@@ -20,7 +20,7 @@ from conftest import (
 )
 
 import cnn_basic
-import report
+import common
 
 FAST = ("--data-dir", SAMPLE, "--wandb", "disabled", "--epochs", 2)
 

@@ -4,12 +4,13 @@ import os
 import shutil
 from pathlib import Path
 
-import common
 import keras
 import numpy as np
 import pytest
 from conftest import SAMPLE, SAMPLE_SIZES
 from PIL import Image
+
+import common
 
 FILES = tuple(common.FASHION_MNIST_SHA256)
 

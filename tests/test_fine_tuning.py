@@ -6,13 +6,13 @@ import sys
 import time
 from types import SimpleNamespace
 
-import common
 import keras
 import numpy as np
 import pytest
 from conftest import ROOT, SAMPLE, Result, environment
 from test_resnet50_fashion import random_backbone
 
+import common
 import resnet50_fashion
 
 FAST = (

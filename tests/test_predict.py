@@ -3,13 +3,13 @@
 import re
 import shutil
 
-import common
 import numpy as np
+import predict
 import pytest
 from conftest import SAMPLE, run_script
 from PIL import Image, ImageOps
 
-import predict
+import common
 
 PHOTOS = 200
 

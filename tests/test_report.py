@@ -13,10 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import common
 import keras
 import numpy as np
 import pytest
+import report
 from conftest import (
     ROOT,
     SAMPLE,
@@ -27,9 +27,9 @@ from conftest import (
     run_script,
 )
 from PIL import Image
-
-import report
 from report import Evaluation
+
+import common
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import sys
 import time
 from pathlib import Path
 
-import common
 import h5py
 import keras
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from conftest import ROOT, SAMPLE, Result, environment, run_script
 from PIL import Image
 
+import common
 import resnet50_fashion
 
 FAST = ("--data-dir", SAMPLE, "--wandb", "disabled", "--weights", "none", "--epochs", 2)

@@ -1,0 +1,80 @@
+"""A network cut in two: what stays frozen, and the blocks above it that fine-tuning trains."""
+
+from dataclasses import dataclass
+
+from fashion import devices, features, folding
+from fashion.backbones import Backbone, activations_at
+from fashion.errors import UsageError
+
+import keras
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network before one of its blocks: what is below stays frozen, what is above is trained."""
+
+    backbone: Backbone
+    names: tuple[str, ...]  # the features that the head sees
+    block: str  # the first of the upper part
+
+    @classmethod
+    def before_last(cls, blocks: int, backbone: Backbone, names: tuple[str, ...]) -> "Cut":
+        """So many blocks before the end of what the features need.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        end = max(backbone.blocks.index(backbone.stages[name.split("_")[0]]) for name in names)
+        if blocks > end:
+            raise UsageError(
+                f"--fine-tune-blocks {blocks}: only {end} blocks are before the features' end"
+            )
+        return cls(backbone, names, backbone.blocks[end - blocks])
+
+    def split(self, head: keras.Sequential) -> tuple[keras.Model, keras.Model]:
+        """The whole network in two parts, the upper one with the weights of `head` itself.
+
+        Returns:
+            The lower part: uint8 (N, 28, 28) → {"activations": float16 at the cut, and features
+            from below it: float16 (N, channels)}. The upper part: these → probabilities
+            (N, classes). Its kernels are trainable; its BatchNormalizations are not, which keeps
+            them in inference mode.
+        """
+        blocks, network = self.backbone.blocks, self.backbone.network
+        cut = blocks.index(self.block)
+        used = {name.split("_")[0] for name in self.names}
+        stages = {name: block for name, block in self.backbone.stages.items() if name in used}
+        above = {name: block for name, block in stages.items() if blocks.index(block) > cut}
+
+        folded = self.backbone.folded
+        values = {"activations": activations_at(folded, self.block)}
+        for stage in [name for name in stages if name not in above]:
+            for kind, pooled in features.pool(activations_at(folded, stages[stage])).items():
+                if f"{stage}_{kind}" in self.names:
+                    values[f"{stage}_{kind}"] = pooled
+        values = {name: features.to_float16(value) for name, value in values.items()}
+        lower = keras.Model(folded.input, values, name=f"activations-{cut:02}")
+
+        inputs = {k: keras.Input(v.shape[1:], dtype="float16", name=k) for k, v in values.items()}
+        original = keras.Model(
+            activations_at(network, self.block),
+            [activations_at(network, block) for block in above.values()],
+        )
+        dtype = devices.DTYPES[self.backbone.precision]
+        unfrozen = folding.copy_network(original, inputs["activations"], dtype)
+        for layer in original.layers:
+            if layer.weights:
+                copy = unfrozen.get_layer(layer.name)
+                copy.set_weights(layer.get_weights())
+                copy.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+        seen = {name: keras.ops.cast(value, "float32") for name, value in inputs.items()}
+        for stage, activations in zip(above, unfrozen.outputs, strict=True):
+            for kind, pooled in features.pool(activations).items():
+                seen[f"{stage}_{kind}"] = pooled
+        outputs = keras.ops.concatenate([seen[name] for name in self.names], axis=1)
+        # The head's layers one by one: as a model, the classifier would first make its input
+        # float16, and so its gradients, many of which are too small for that.
+        standardiser, classifier = head.layers
+        for layer in standardiser, *classifier.layers:
+            outputs = layer(outputs)
+        return lower, keras.Model(inputs, outputs)

@@ -1,0 +1,67 @@
+"""history.csv, predictions.csv, metrics.json: how a run writes them, and another one reads them."""
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from fashion.comparison import Contender
+from fashion.data import Split
+from fashion.epochs import Epoch
+from fashion.evaluation import Evaluation
+
+import numpy as np
+
+
+def write_history(folder: Path, epochs: Sequence[Epoch]) -> None:
+    """A row for each epoch."""
+    with open(folder / "history.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, asdict(epochs[0]))
+        writer.writeheader()
+        writer.writerows(asdict(epoch) for epoch in epochs)
+
+
+def write_predictions(folder: Path, split: Split, evaluation: Evaluation) -> None:
+    """A row for each image: its number in the data set's file, label, answer and confidence."""
+    columns = split.positions, evaluation.labels, evaluation.predicted, evaluation.confidence
+    with open(folder / "predictions.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["position", "label", "predicted", "confidence"])
+        writer.writerows(zip(*columns, strict=True))
+
+
+def read(folder: Path) -> Contender:
+    """What a comparison needs to know of the run that wrote the files of a folder.
+
+    Raises:
+        Exception: of many kinds, where something else lies there.
+    """
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    fine_tuned = metrics.get("config", {}).get("fine_tune_blocks")
+    low, high = metrics["test"]["interval95"]
+
+    def read_answers() -> tuple[np.ndarray, np.ndarray]:
+        rows = np.loadtxt(folder / "predictions.csv", delimiter=",", skiprows=1)
+        return rows[:, 0], rows[:, 1] == rows[:, 2]
+
+    return Contender(
+        model=f"{metrics['model']}, fine-tuned" if fine_tuned else str(metrics["model"]),
+        data_sha256=metrics["data"]["sha256"],
+        train_images=int(metrics["data"]["train"]),
+        validation_accuracy=float(metrics["validation"]["accuracy"]),
+        test_accuracy=float(metrics["test"]["accuracy"]),
+        test_interval95=(float(low), float(high)),
+        seconds=float(metrics["seconds"]["total"]),
+        finished=path.stat().st_mtime,
+        read_answers=read_answers,
+    )
+
+
+def read_beside(folder: Path) -> Iterator[Contender]:
+    """The runs in the folders beside one, and in itself, as far as they can be read."""
+    for path in folder.resolve().parent.glob("*/metrics.json"):
+        with contextlib.suppress(Exception):  # whatever lies there, it is no reason to fail
+            yield read(path.parent)
