@@ -226,7 +226,7 @@ def main(options: Options) -> None:
             extractor = build_extractor(backbone, names)
             run.note(weights=backbone.record(options.network.weights))
         tuning = fine_tuning.prepare(options.fine_tuning, backbone, names, data, run)
-        common.start_wandb(run, data, resumed=tuning and tuning.checkpoint)
+        common.start_wandb(run, data, resumed=tuning.checkpoint if tuning else None)
         cache = FeatureCache(options.extraction.cache_dir.absolute() / backbone.cache_name)
         features = extract_once(extractor, names, cache, run)
         with run.stage("training"):

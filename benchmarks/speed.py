@@ -169,28 +169,19 @@ def duration(seconds: float) -> str:
 
 def this_project(options: argparse.Namespace, precision: str) -> Callable:
     """The extraction of resnet50_fashion.py, enlarging included, and all of its six features."""
-    import common
+    from fashion import devices
+    from fashion.backbones import NetworkOptions
+    from fashion.features import CHUNK
+
     import resnet50_fashion as script
 
-    backbone = script.build_backbone("resnet50", 224, options.weights, 0)
-    stages = script.stages_of(
-        backbone, script.blocks_of(backbone, script.BACKBONES["resnet50"].block_starts)
-    )
-    extractor = script.build_extractor(
-        script.freeze("resnet50", backbone, precision), stages, "conv5"
-    )
+    network = NetworkOptions(weights=options.weights, precision=precision)
+    extractor = script.build_extractor(script.load_backbone(network, seed=0), ("conv5_avg",))
 
     def predict(images: np.ndarray) -> np.ndarray:
-        chunks = [
-            images[start : start + script.CHUNK] for start in range(0, len(images), script.CHUNK)
-        ]
-        return np.concatenate(
-            [
-                output["conv5_avg"]
-                for chunk in chunks
-                for output in common.predict_each(extractor, [chunk])
-            ]
-        )
+        chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+        outputs = [devices.predict_batches(extractor, [chunk])[0] for chunk in chunks]
+        return np.concatenate([output["conv5_avg"] for output in outputs])
 
     return predict
 
@@ -347,7 +338,8 @@ def test_images(options: argparse.Namespace, count: int, pipe) -> None:
         for layer in model.layers
         if "conv" in layer.name and hasattr(layer, "kernel")
     )
-    pipe.send((common.load_fashion_mnist(options.data_dir).test.all_images[:count], flop / 1e9))
+    data = common.load_fashion_mnist(common.DataOptions(data_dir=options.data_dir))
+    pipe.send((data.test.all_images[:count], flop / 1e9))
 
 
 def start(function: Callable, *arguments: object) -> tuple:

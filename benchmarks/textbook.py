@@ -13,12 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from fashion import backbones, errors
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-import common  # before Keras: it chooses the backend
-import resnet50_fashion
+import common
 
 BATCH_SIZE = 32
 
@@ -68,7 +69,7 @@ def head() -> list[keras.Layer]:
 
 def resnet50(weights: str) -> keras.Model:
     """Preprocessed images (N, 224, 224, 3) → probabilities (N, 10)."""
-    backbone = resnet50_fashion.build_backbone("resnet50", 224, weights, seed=0)  # frozen
+    backbone = backbones.load_network("resnet50", 224, weights, seed=0)  # frozen
     inputs = keras.Input((224, 224, 3))
     outputs = keras.layers.GlobalAveragePooling2D()(backbone(inputs, training=False))
     for layer in head():
@@ -89,12 +90,18 @@ def main() -> None:
     parser.add_argument("model", choices=("basic", "resnet50"))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|none|PATH")
-    parser.add_argument("--train-size", type=common.positive_int)
-    parser.add_argument("--validation-size", type=common.positive_int)
-    parser.add_argument("--epochs", type=common.positive_int, default=10)
+    parser.add_argument("--train-size", type=int)
+    parser.add_argument("--validation-size", type=int)
+    parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
 
-    data = common.load_fashion_mnist(options.data_dir, options.train_size, options.validation_size)
+    data = common.load_fashion_mnist(
+        common.DataOptions(
+            data_dir=options.data_dir,
+            train_size=options.train_size,
+            validation_size=options.validation_size,
+        )
+    )
     keras.utils.set_random_seed(0)
     clock = Clock()
     if options.model == "basic":
@@ -133,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    errors.run_script(main)

@@ -123,7 +123,7 @@ class Backbone:
         """SHA-256 of the weights: the same for the same values in any file format."""
         digest = hashlib.sha256()
         for array in self.network.get_weights():
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     @property

@@ -61,7 +61,7 @@ class Split:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all M images, in their order."""
-        return hashlib.sha256(self.all_images).hexdigest()
+        return hashlib.sha256(self.all_images.data).hexdigest()
 
 
 class Files(NamedTuple):

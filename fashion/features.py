@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fashion import devices
 from fashion.data import Split
@@ -173,7 +174,7 @@ class FeatureCache:
         return np.concatenate(chunks)
 
 
-def _write(path: Path, features: dict[str, np.ndarray]) -> None:
+def _write(path: Path, features: dict[str, Any]) -> None:
     """Writes a file of the cache, unless one with as much has appeared meanwhile."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +196,7 @@ class _Progress:
         self.start = self.last_line = time.perf_counter()
         self.warm: tuple[int, float] | None = None  # images and time after the first step
         self.bar: keras.utils.Progbar | None = None
-        run.wandb.define_metric(f"{title}/*", step_metric=f"{title}/images")
+        run.wandb_run.define_metric(f"{title}/*", step_metric=f"{title}/images")
 
     def advance(self, images: int) -> None:
         """So many more images are done."""
@@ -209,25 +210,27 @@ class _Progress:
             "images_per_second": self.rate,
             "seconds": now - self.start,
         }
-        self.run.wandb.log({f"{self.title}/{key}": value for key, value in progress.items()})
+        self.run.wandb_run.log({f"{self.title}/{key}": value for key, value in progress.items()})
         if self.warm:
-            self._show(now)
+            self._show(now, self.rate)
         else:
             self.warm = self.done, now
 
-    def _show(self, now: float) -> None:
-        estimate = (
-            f"{(self.target - self.done) / self.rate / 60:.1f} minutes at {self.rate:.0f} images/s"
-        )
+    def _show(self, now: float, rate: float) -> None:
+        minutes = (self.target - self.done) / rate / 60
         if not sys.stdout.isatty():  # a bar would fill the file with a terminal's codes
             if self.last_line == self.start or now - self.last_line > 60:
                 self.last_line = now
-                print(f"{self.done:,} of {self.target:,} images; {estimate} to go", flush=True)
+                print(
+                    f"{self.done:,} of {self.target:,} images at {rate:.0f} images/s, about "
+                    f"{minutes:.1f} minutes to go",
+                    flush=True,
+                )
             return
         if not self.bar:
-            print(f"About {estimate} to go.")
+            print(f"About {minutes:.1f} minutes at {rate:.0f} images/s.")
             self.bar = keras.utils.Progbar(
                 self.target, interval=0.5, stateful_metrics=["images/s"], unit_name="image"
             )
         self.bar.target = self.target
-        self.bar.update(self.done, [("images/s", self.rate)])
+        self.bar.update(self.done, [("images/s", rate)])

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fashion import features
 from fashion.backbones import Backbone
@@ -81,9 +81,9 @@ class Batches:
             rng.shuffle(starts)
 
         def chunks() -> Iterator[tuple]:
-            for start in starts:
+            for start in starts.tolist():
                 rows = slice(start, min(start + features.CHUNK, split.size))
-                inputs = split.images[rows]
+                inputs: Any = split.images[rows]
                 if self.cache:
                     try:
                         chunk = self.cache.read_chunk(split, start)
@@ -176,7 +176,7 @@ class FineTuning:
         checkpoint, log, data = self.checkpoint, run.epochs, run.data
         seed = run.options.training.seed
         if not checkpoint.last:
-            checkpoint.head_epochs, checkpoint.wandb_id = len(log.epochs), run.wandb.id
+            checkpoint.head_epochs, checkpoint.wandb_id = len(log.epochs), run.wandb_run.id
         run.note(fine_tuning={"head_epochs": checkpoint.head_epochs})
         self._compile(model, data)
         if checkpoint.last:

@@ -129,7 +129,7 @@ def read(path: Path) -> Image.Image:
             Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
             for colour in ("black", "white")
         )
-        image = white if white.convert("L").getextrema()[0] < 255 - CLOSE else black
+        image = white if np.asarray(white.convert("L")).min() < 255 - CLOSE else black
     return image.convert("RGB")
 
 

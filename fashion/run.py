@@ -54,7 +54,7 @@ class Run:
     """
 
     data: FashionMNIST  # these three from `start` on
-    wandb: wandb.Run
+    wandb_run: wandb.Run
     epochs: EpochLog
 
     def __init__(self, options: Options) -> None:
@@ -96,7 +96,7 @@ class Run:
     ) -> None:
         """Closes the W&B run, if it is open."""
         if self._started:
-            self.wandb.finish(exit_code=1 if error else None)
+            self.wandb_run.finish(exit_code=1 if error else None)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -125,13 +125,13 @@ class Run:
         self.data = data
         self.note(data=data.record())
         noted = {name: self._record[name] for name in ("versions", "data", "weights")}
-        self.wandb = tracking.start(
+        self.wandb_run = tracking.start(
             self.options.results.wandb,
             lambda **more: init(config=self._record["config"] | noted, **more),
         )
         self._started = True
-        self.epochs = EpochLog(self.wandb, epochs)
-        tracking.log_inputs(self.wandb, self.options.script, data)
+        self.epochs = EpochLog(self.wandb_run, epochs)
+        tracking.log_inputs(self.wandb_run, self.options.script, data)
 
     def save(self, model: keras.Model, probabilities: dict[str, np.ndarray]) -> None:
         """Writes `OUTPUT_FILES`, and the same to W&B, each file whole or not at all.
@@ -177,7 +177,7 @@ class Run:
                 )
                 try:
                     # From here and not from `folder`, which another trial of a sweep may write to.
-                    tracking.log_evaluations(self.wandb, evaluations, data, self.epochs.epochs)
+                    tracking.log_evaluations(self.wandb_run, evaluations, data, self.epochs.epochs)
                     self._log_files(part, evaluations)
                 finally:  # whatever became of W&B
                     for name in OUTPUT_FILES:
@@ -198,7 +198,7 @@ class Run:
             print(self._comparison.sentence)
         results = self.options.results
         print(f"\nSaved in {results.output_dir}: {', '.join(OUTPUT_FILES)}")
-        for line in tracking.ways_to_look(self.wandb):
+        for line in tracking.ways_to_look(self.wandb_run):
             print(line)
         reached, required = self._record["validation"]["accuracy"], results.require_accuracy
         if required and reached < required:
@@ -217,13 +217,13 @@ class Run:
         self._record["best_epoch"] = self.epochs.best.epoch
 
     def _log_files(self, folder: Path, evaluations: Evaluations) -> None:
-        if self.wandb.disabled:
+        if self.wandb_run.disabled:
             return
         summary = self._record | {"test": evaluations.test.summary()}  # the tables are tables there
         for part in "train", "validation", "test", "parameters", "memory", "seconds":
             for name, value in summary[part].items():
-                self.wandb.summary[f"{part}/{name}"] = value
+                self.wandb_run.summary[f"{part}/{name}"] = value
         tracking.log_files(
-            self.wandb, [folder / name for name in pictures.NAMES], folder / "report.html"
+            self.wandb_run, [folder / name for name in pictures.NAMES], folder / "report.html"
         )
-        tracking.log_model(self.wandb, folder / "model.keras", self.options.script, summary)
+        tracking.log_model(self.wandb_run, folder / "model.keras", self.options.script, summary)

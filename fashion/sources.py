@@ -115,7 +115,15 @@ def _read_files(folder: Path, expected: dict[str, str], source: str) -> Files:
         if not path.exists() and not (path := folder / name).exists():
             raise FileNotFoundError(f"there is no {folder / name}.gz")
         arrays.append(_parse_idx(path.read_bytes(), expected[name], path))
-    files = Files(*arrays, source=source, sha256=expected)
+    train_images, train_labels, test_images, test_labels = arrays
+    files = Files(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        source=source,
+        sha256=expected,
+    )
     for part, images, labels in (
         ("train", files.train_images, files.train_labels),
         ("t10k", files.test_images, files.test_labels),

@@ -58,7 +58,7 @@ def _has_wandb_key(base_url: str) -> bool:
     """Whether wandb would find credentials: in the environment or the netrc file."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urllib.parse.urlsplit(base_url).hostname
+    host = urllib.parse.urlsplit(base_url).hostname or ""
     for path in os.environ.get("NETRC"), "~/.netrc", "~/_netrc":
         with contextlib.suppress(OSError, ValueError, netrc.NetrcParseError):
             if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
@@ -101,7 +101,15 @@ def log_evaluations(
     test = evaluations.test
 
     def table(rows: np.ndarray) -> wandb.Table:
-        columns = ["image", "true", "predicted", "confidence", "correct", "top three", "position"]
+        columns: list[str | int] = [
+            "image",
+            "true",
+            "predicted",
+            "confidence",
+            "correct",
+            "top three",
+            "position",
+        ]
         table = wandb.Table(columns)
         for i in rows:
             enlarged = data.test.images[i].repeat(4, axis=0).repeat(4, axis=1)
@@ -135,7 +143,8 @@ def log_evaluations(
                 title="Test images by class",
             ),
             "test/per_class": wandb.Table(
-                ["class", *ClassScores._fields[1:]], [list(scores) for scores in test.per_class]
+                columns=["class", *ClassScores._fields[1:]],
+                data=[list(scores) for scores in test.per_class],
             ),
             "test/mistakes": table(test.mistakes(100)),
             "test/examples": table(np.concatenate(by_class)),
