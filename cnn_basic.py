@@ -65,7 +65,7 @@ def train(model: keras.Model, run: common.Run) -> None:
         shuffle=False,  # they are
         validation_data=(data.validation.images, data.validation.labels),
         validation_batch_size=1000,
-        callbacks=[run.epochs, common.best_epoch(patience=options.epochs)],
+        callbacks=[run.epoch_log, common.best_epoch(patience=options.epochs)],
         verbose=2,
     )
 

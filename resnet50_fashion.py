@@ -191,7 +191,7 @@ def train(
         shuffle=False,  # they are
         validation_data=(features["validation"], one_hot["validation"]),
         validation_batch_size=1000,
-        callbacks=[run.epochs, common.best_epoch(patience)],
+        callbacks=[run.epoch_log, common.best_epoch(patience)],
         verbose=2,
     )
 

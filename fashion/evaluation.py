@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from fashion.data import CLASS_NAMES
+from fashion.data import CLASS_NAMES, FashionMNIST
 
 import numpy as np
 
@@ -180,3 +180,12 @@ class Evaluations(NamedTuple):
     train: Evaluation
     validation: Evaluation
     test: Evaluation
+
+    @classmethod
+    def of(cls, probabilities: dict[str, np.ndarray], data: FashionMNIST) -> "Evaluations":
+        """From the probabilities for the images of each split, by its name."""
+        return cls(
+            train=Evaluation(probabilities["train"], data.train.labels),
+            validation=Evaluation(probabilities["validation"], data.validation.labels),
+            test=Evaluation(probabilities["test"], data.test.labels),
+        )

@@ -173,7 +173,7 @@ class FineTuning:
         After each epoch the checkpoint has everything needed to go on from there. It ends with the
         weights of the best epoch, which may be the head's.
         """
-        checkpoint, log, data = self.checkpoint, run.epochs, run.data
+        checkpoint, log, data = self.checkpoint, run.epoch_log, run.data
         seed = run.options.training.seed
         if not checkpoint.last:
             checkpoint.head_epochs, checkpoint.wandb_id = len(log.epochs), run.wandb_run.id

@@ -15,7 +15,7 @@ from fashion import comparison, environment, pictures, result_files, tracking
 from fashion.data import FashionMNIST
 from fashion.epochs import Epoch, EpochLog
 from fashion.errors import UserError
-from fashion.evaluation import Evaluation, Evaluations
+from fashion.evaluation import Evaluations
 from fashion.options import Options
 from fashion.page import Page
 
@@ -55,7 +55,7 @@ class Run:
 
     data: FashionMNIST  # these three from `start` on
     wandb_run: wandb.Run
-    epochs: EpochLog
+    epoch_log: EpochLog
 
     def __init__(self, options: Options) -> None:
         """Starts the record, which grows into metrics.json."""
@@ -130,7 +130,7 @@ class Run:
             lambda **more: init(config=self._record["config"] | noted, **more),
         )
         self._started = True
-        self.epochs = EpochLog(self.wandb_run, epochs)
+        self.epoch_log = EpochLog(self.wandb_run, epochs)
         tracking.log_inputs(self.wandb_run, self.options.script, data)
 
     def save(self, model: keras.Model, probabilities: dict[str, np.ndarray]) -> None:
@@ -143,42 +143,17 @@ class Run:
         Raises:
             UserError: a file cannot be written.
         """
-        folder, data, best = self.options.results.output_dir, self.data, self.epochs.best.epoch
-        evaluations = Evaluations(
-            **{
-                name: Evaluation(probabilities[name], split.labels)
-                for name, split in data.splits.items()
-            }
-        )
+        folder = self.options.results.output_dir
+        evaluations = Evaluations.of(probabilities, self.data)
         self._note_results(evaluations, model)
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
                 part = Path(temporary)
                 model.save(part / "model.keras")
-                result_files.write_history(part, self.epochs.epochs)
-                result_files.write_predictions(part, data.test, evaluations.test)
-                pictures.draw_run(part, evaluations, data.test, self.epochs.epochs, best)
-                self._record["memory"] = environment.peak_memory()
-                self._seconds["total"] = round(time.perf_counter() - fashion.START, 2)
-                (part / "metrics.json").write_text(json.dumps(self._record, indent=2) + "\n")
-                self._comparison = comparison.compare(
-                    result_files.read(part), result_files.read_beside(folder)
-                )
-                page = Page(
-                    model=self.options.script,
-                    evaluations=evaluations,
-                    best_epoch=best,
-                    comparison=self._comparison,
-                    pictures=part,
-                    settings={title: self._record[name] for title, name in SETTINGS.items()},
-                ).render()
-                (part / "report.html").write_text(
-                    page, encoding="utf-8", errors="xmlcharrefreplace"
-                )
+                self._write_files(part, evaluations)
                 try:
                     # From here and not from `folder`, which another trial of a sweep may write to.
-                    tracking.log_evaluations(self.wandb_run, evaluations, data, self.epochs.epochs)
-                    self._log_files(part, evaluations)
+                    self._log(part, evaluations)
                 finally:  # whatever became of W&B
                     for name in OUTPUT_FILES:
                         (part / name).replace(folder / name)
@@ -214,16 +189,44 @@ class Run:
                 "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
             },
         )
-        self._record["best_epoch"] = self.epochs.best.epoch
+        self._record["best_epoch"] = self.epoch_log.best.epoch
 
-    def _log_files(self, folder: Path, evaluations: Evaluations) -> None:
+    def _write_files(self, folder: Path, evaluations: Evaluations) -> None:
+        """All of `OUTPUT_FILES` but the model."""
+        epochs, best_epoch = self.epoch_log.epochs, self.epoch_log.best.epoch
+        result_files.write_history(folder, epochs)
+        result_files.write_predictions(folder, self.data.test, evaluations.test)
+        pictures.draw_run(folder, evaluations, self.data.test, epochs, best_epoch)
+        self._record["memory"] = environment.peak_memory()
+        self._seconds["total"] = round(time.perf_counter() - fashion.START, 2)
+        (folder / "metrics.json").write_text(json.dumps(self._record, indent=2) + "\n")
+        output_dir = self.options.results.output_dir
+        self._comparison = comparison.compare(
+            this=result_files.read(folder), others=result_files.read_beside(output_dir)
+        )
+        page = Page(
+            model=self.options.script,
+            evaluations=evaluations,
+            best_epoch=best_epoch,
+            comparison=self._comparison,
+            pictures=folder,
+            settings={title: self._record[name] for title, name in SETTINGS.items()},
+        )
+        path = folder / "report.html"
+        path.write_text(page.render(), encoding="utf-8", errors="xmlcharrefreplace")
+
+    def _log(self, folder: Path, evaluations: Evaluations) -> None:
+        """Sends to W&B what the files of a folder say."""
         if self.wandb_run.disabled:
             return
-        summary = self._record | {"test": evaluations.test.summary()}  # the tables are tables there
+        tracking.log_evaluations(self.wandb_run, evaluations, self.data.test, self.epoch_log.epochs)
+        summary = self._record | {"test": evaluations.test.summary()}  # its tables go as such
         for part in "train", "validation", "test", "parameters", "memory", "seconds":
             for name, value in summary[part].items():
                 self.wandb_run.summary[f"{part}/{name}"] = value
         tracking.log_files(
             self.wandb_run, [folder / name for name in pictures.NAMES], folder / "report.html"
         )
-        tracking.log_model(self.wandb_run, folder / "model.keras", self.options.script, summary)
+        tracking.log_model(
+            self.wandb_run, folder / "model.keras", self.options.script, metadata=summary
+        )

@@ -10,7 +10,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from fashion.data import CLASS_NAMES, FashionMNIST
+from fashion.data import CLASS_NAMES, FashionMNIST, Split
 from fashion.epochs import Epoch
 from fashion.errors import UserError
 from fashion.evaluation import ClassScores, Evaluations
@@ -93,11 +93,16 @@ def log_inputs(run: wandb.Run, script: str, data: FashionMNIST) -> None:
 
 
 def log_evaluations(
-    run: wandb.Run, evaluations: Evaluations, data: FashionMNIST, epochs: list[Epoch]
+    run: wandb.Run, evaluations: Evaluations, images: Split, epochs: list[Epoch]
 ) -> None:
-    """Logs the charts and tables that show how good the model is and where it is wrong."""
-    if run.disabled:
-        return
+    """Logs the charts and tables that show how good the model is and where it is wrong.
+
+    Args:
+        run: gets them.
+        evaluations: the model's.
+        images: the test images.
+        epochs: the training's.
+    """
     test = evaluations.test
 
     def table(rows: np.ndarray) -> wandb.Table:
@@ -112,10 +117,10 @@ def log_evaluations(
         ]
         table = wandb.Table(columns)
         for i in rows:
-            enlarged = data.test.images[i].repeat(4, axis=0).repeat(4, axis=1)
+            enlarged = images.images[i].repeat(4, axis=0).repeat(4, axis=1)
             classes = CLASS_NAMES[test.labels[i]], CLASS_NAMES[test.predicted[i]]
             row = [float(test.confidence[i]), bool(test.correct[i]), test.top3(i)]
-            table.add_data(wandb.Image(enlarged), *classes, *row, int(data.test.positions[i]))
+            table.add_data(wandb.Image(enlarged), *classes, *row, int(images.positions[i]))
         return table
 
     def lines(points: Mapping[str, Iterable[tuple]], x: str, title: str) -> object:
@@ -168,8 +173,6 @@ def log_evaluations(
 
 def log_files(run: wandb.Run, pictures: Iterable[Path], page: Path) -> None:
     """Logs the pictures and the page."""
-    if run.disabled:
-        return
     images = {f"report/{path.stem}": wandb.Image(str(path)) for path in pictures}
     run.log(images | {"report/page": wandb.Html(str(page), inject=False)})
 
@@ -180,7 +183,7 @@ def log_model(run: wandb.Run, path: Path, name: str, metadata: dict[str, object]
     A sweep's trials log no model: hundreds of them would be uploaded for the one that is best,
     and that one's options make it again.
     """
-    if run.disabled or run.sweep_id:
+    if run.sweep_id:
         return
     artifact = wandb.Artifact(name, type="model", metadata=metadata)
     artifact.add_file(str(path), skip_cache=True)
