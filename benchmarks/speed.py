@@ -1,6 +1,6 @@
 """How fast this project's way is, measured on this machine against what people would otherwise run.
 
-Sections, each a table (a Markdown file in --output, of which README shows a copy):
+Sections, each a table (a Markdown file in --output, of which docs/results.md shows a copy):
 
   runtimes  the pass through the ResNet50: this project's, plain Keras', other runtimes', on the
             same weights and images, and what share of the processor's matrix-multiply rate each
