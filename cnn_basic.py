@@ -25,7 +25,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(common.Options):
-    """The command line's."""
+    """All options of this script."""
 
     script: ClassVar[str] = "cnn_basic"
     training: common.TrainingOptions = common.TrainingOptions(epochs=10, batch_size=32)

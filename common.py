@@ -4,21 +4,20 @@ What any script needs of the package behind it is handed on from here: options, 
 data's classes. Importing that package prepares TensorFlow and Keras.
 """
 
-import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from fashion import errors, options, own_pictures, sources
+from fashion import command_line, errors, own_pictures, recipes, sources
 from fashion.checkpoints import Checkpoint
 from fashion.data import CLASS_NAMES, FashionMNIST, Split, split_files
 from fashion.errors import UsageError, UserError
-from fashion.options import DataOptions, Options, ResultsOptions, TrainingOptions
+from fashion.options import AnyOptions, DataOptions, Options, ResultsOptions, TrainingOptions
 from fashion.run import Run
 
 import keras
 import numpy as np
 import tensorflow as tf
-import wandb
 
 __all__ = [
     "CLASS_NAMES",
@@ -31,6 +30,13 @@ __all__ = [
     "TrainingOptions",
     "UsageError",
     "UserError",
+    "best_epoch",
+    "load_fashion_mnist",
+    "parse",
+    "run_script",
+    "shuffled_batches",
+    "start_wandb",
+    "to_rgb",
 ]
 
 # -------------------------------------------------------------------------------------- data
@@ -111,8 +117,9 @@ def start_wandb(run: Run, data: FashionMNIST, resumed: Checkpoint | None = None)
         resumed: of an earlier run, whose W&B run and epochs are continued.
     """
     wandb_id = resumed.wandb_id if resumed else None
-    init = functools.partial(
-        wandb.init,
+    run.open_wandb(
+        data,
+        epochs=resumed.epochs if resumed else (),
         project=run.options.results.project,
         # Only runs on the same images compare: a group is what has the same training images.
         group=f"{data.train.size}-train-images",
@@ -121,10 +128,21 @@ def start_wandb(run: Run, data: FashionMNIST, resumed: Checkpoint | None = None)
         id=wandb_id,
         resume="allow" if wandb_id else None,
     )
-    run.start(data, init, epochs=resumed.epochs if resumed else ())
 
 
 # ------------------------------------------------------------------------------ command line
+
+
+def parse(
+    options_type: type[AnyOptions], description: str | None, words: Sequence[str]
+) -> AnyOptions:
+    """The options of a command line: those given, else those of its `--recipe`, else the defaults.
+
+    Raises:
+        UsageError: a word cannot be used.
+        SystemExit: after `--help`.
+    """
+    return command_line.parse(recipes.defaults(options_type(), words), description, words)
 
 
 def run_script(
@@ -136,7 +154,7 @@ def run_script(
     """
 
     def start() -> None:
-        parsed = options.parse(options_type, description)
+        parsed = parse(options_type, description, sys.argv[1:])
         if paths := parsed.use_of_the_model.predict:
             own_pictures.classify(paths, parsed)
         else:

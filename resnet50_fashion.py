@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from fashion import backbones, devices, fine_tuning
-from fashion.backbones import Backbone, NetworkOptions, activations_at
-from fashion.features import ExtractionOptions, FeatureCache, pool, to_float16
+from fashion.augmentation import mirror_images
+from fashion.backbones import END, Backbone, NetworkOptions, activations_at, stage_of
+from fashion.devices import DeviceOptions
+from fashion.features import CacheOptions, FeatureCache, pool, to_float16
 from fashion.fine_tuning import FineTuningOptions
 from fashion.folding import fold_batch_norm
 from fashion.options import PositiveInt, Rate, one_of
+from fashion.progress import Progress
+from fashion.recipes import RecipeOptions
 
 import keras
 import numpy as np
@@ -26,6 +30,7 @@ import common
 FEATURES = {
     "conv5": ("conv5_avg",),  # what the backbone's own classifier sees; the published recipe
     "conv4": ("conv3_avg", "conv4_avg", "conv4_max"),
+    "conv4_quarters": ("conv3_quarters", "conv4_quarters", "conv4_max"),  # where things are, too
 }
 
 # ------------------------------------------------------------------------------------ options
@@ -36,24 +41,33 @@ class HeadOptions:
     """Dense(512) + Dropout + softmax, on frozen features."""
 
     features: Annotated[str, one_of(FEATURES)] = "conv5"
-    """averages of the last stage, as published, or of stages 3 and 4 with maxima of the latter"""
+    """averages of the last stage, as published, or of stages 3 and 4; of quarters of the picture"""
+    mirror: bool = False
+    """mirrored copies, too: as more training images, and averaged in the answer"""
     dropout: Rate = 0.3
     """share of the hidden units left out in a training step"""
     patience: PositiveInt = 10
-    """stop after so many epochs without a better validation accuracy"""
+    """stop after so many epochs without a better validation accuracy, in a fine-tuning, too"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What that name of features stands for."""
+        return FEATURES[self.features]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(common.Options):
-    """The command line's."""
+    """All options of this script."""
 
     script: ClassVar[str] = "resnet50_fashion"
     training: common.TrainingOptions = common.TrainingOptions(epochs=30, batch_size=512)
     results: common.ResultsOptions = common.ResultsOptions(
         output_dir=Path("outputs/resnet50_fashion")
     )
+    recipe: RecipeOptions = RecipeOptions()
     network: NetworkOptions = NetworkOptions()
-    extraction: ExtractionOptions = ExtractionOptions()
+    devices: DeviceOptions = DeviceOptions()
+    cache: CacheOptions = CacheOptions()
     head: HeadOptions = HeadOptions()
     fine_tuning: FineTuningOptions = FineTuningOptions()
 
@@ -61,23 +75,24 @@ class Options(common.Options):
 # ----------------------------------------------------------------------------- frozen network
 
 
-def load_backbone(options: NetworkOptions, seed: int) -> Backbone:
+def load_backbone(options: Options) -> Backbone:
     """The frozen network with all that comes before it: raw images → its last activations.
 
     Raises:
         UsageError: `--image-size` is too small for it.
         UserError: its weights cannot be downloaded or read, or do not fit.
     """
-    architecture = backbones.ARCHITECTURES[options.backbone]
-    size = options.image_size or architecture.image_size
-    network = backbones.load_network(options.backbone, size, options.weights, seed)
-    precision = devices.choose_precision(options.precision)
+    name, weights = options.network.backbone, options.network.weights
+    architecture = backbones.ARCHITECTURES[name]
+    size = options.network.image_size or architecture.image_size
+    network = backbones.load_network(name, size, weights, options.training.seed)
+    precision = devices.choose_precision(options.devices.precision)
 
     images = keras.Input((28, 28), dtype="uint8", name="images")
     rgb = architecture.preprocess_input(common.to_rgb(images, size))
-    folded = fold_batch_norm(network, rgb, devices.DTYPES[precision])
-    frozen = keras.Model(images, activations_at(folded, ""))
-    return Backbone(name=options.backbone, network=network, folded=frozen, precision=precision)
+    copy = fold_batch_norm(network, rgb, devices.DTYPES[precision])
+    folded = keras.Model(images, activations_at(copy, END))
+    return Backbone(name=name, network=network, folded=folded, precision=precision)
 
 
 def build_extractor(backbone: Backbone, names: tuple[str, ...]) -> keras.Model:
@@ -85,29 +100,50 @@ def build_extractor(backbone: Backbone, names: tuple[str, ...]) -> keras.Model:
 
     The names are conv3_avg, conv3_max, conv4_avg …: each channel's average or maximum over the
     positions of a stage's output, computed in float32 and kept as float16, within a saved model
-    just as in the cache.
+    just as in the cache. Averages and maxima cost nothing, and there may be another use for them.
     """
-    last = max(name.split("_")[0] for name in names)
+    last = max((stage_of(name) for name in names), key=backbones.STAGES.index)
     features = {}
     for stage in backbones.STAGES[: backbones.STAGES.index(last) + 1]:
         activations = activations_at(backbone.folded, backbone.stages[stage])
         for kind, pooled in pool(activations).items():
-            features[f"{stage}_{kind}"] = to_float16(pooled)
+            if kind in ("avg", "max") or f"{stage}_{kind}" in names:
+                features[f"{stage}_{kind}"] = to_float16(pooled)
     return keras.Model(backbone.folded.input, features)
 
 
+def build_extractors(
+    backbone: Backbone, names: tuple[str, ...], mirror: bool
+) -> dict[str, keras.Model]:
+    """That of the images, as "", and of their mirror images, whose names end in "_mirrored"."""
+    extractor = build_extractor(backbone, names)
+    if not mirror:
+        return {"": extractor}
+    return {"": extractor, "_mirrored": mirror_images(extractor, "_mirrored")}
+
+
 def extract_once(
-    extractor: keras.Model, names: tuple[str, ...], cache: FeatureCache, run: common.Run
+    extractors: dict[str, keras.Model], names: tuple[str, ...], folder: Path, run: common.Run
 ) -> dict[str, np.ndarray]:
-    """The named features of each split's images, float16 (N, channels), from the cache.
+    """The named features of each split's images, float16 (N, channels), from the cache's folder.
+
+    Those of their mirror images, if any, come after them: (2·N, channels).
 
     Raises:
-        UserError: the cache cannot be written or read.
+        UserError: the cache cannot be written.
     """
+    splits, copies = run.data.splits, []
     with run.stage("extraction"):
-        rate = cache.fill(extractor, run.data.splits.values(), "Features", run)
-        run.note(extraction={"images_per_second": rate})
-        return {name: cache.read(split, names) for name, split in run.data.splits.items()}
+        for suffix, extractor in extractors.items():
+            cache = FeatureCache(folder, extractor)
+            progress = Progress("Mirrored" if suffix else "Features", run.wandb_run)
+            cache.fill(splits.values(), progress)
+            run.note(extraction={"images_per_second": progress.rate})
+            copies.append((cache, [f"{name}{suffix}" for name in names]))
+        return {
+            name: np.concatenate([cache.read(split, columns) for cache, columns in copies])
+            for name, split in splits.items()
+        }
 
 
 # -------------------------------------------------------------------------------------- head
@@ -154,9 +190,13 @@ def build_head(features: np.ndarray, options: Options, precision: str) -> keras.
 
 
 def standardise(head: keras.Sequential, features: dict[str, np.ndarray]) -> None:
-    """Replaces each split's features by what the classifier sees, float16 (N, channels)."""
+    """Replaces each split's features by what the classifier sees, float16 (N, channels).
+
+    In place, since both at once would take twice the memory.
+    """
     for name, values in features.items():
-        features[name] = devices.predict_in_batches(head.layers[0], values, "float16")
+        standardiser = head.get_layer("standardiser")
+        features[name] = devices.predict_in_batches(standardiser, values, "float16")
 
 
 def train(
@@ -165,11 +205,13 @@ def train(
     """Trains by Adam on smoothed labels, the learning rate falling to 0 as a cosine.
 
     It ends with the weights of the best epoch. The losses of its log are of smoothed labels, too.
-    `features` are standardised already.
+    `features` are standardised already; mirror images have the labels of the images.
     """
-    classifier, options = head.layers[1], run.options.training
+    classifier, options = head.get_layer("classifier"), run.options.training
     one_hot = {
-        name: keras.utils.to_categorical(split.labels, len(common.CLASS_NAMES))
+        name: keras.utils.to_categorical(
+            np.tile(split.labels, len(features[name]) // split.size), len(common.CLASS_NAMES)
+        )
         for name, split in run.data.splits.items()
     }
     batches = common.shuffled_batches(
@@ -196,48 +238,57 @@ def train(
     )
 
 
-def assemble(extractor: keras.Model, names: tuple[str, ...], head: keras.Model) -> keras.Model:
-    """The whole: uint8 (N, 28, 28) → probabilities (N, 10)."""
-    features = [extractor.output[name] for name in names]
-    joined = keras.ops.concatenate(features, axis=1) if len(features) > 1 else features[0]
-    return keras.Model(extractor.input, head(joined), name="resnet50_fashion")
+def assemble(
+    extractors: dict[str, keras.Model], names: tuple[str, ...], head: keras.Model
+) -> keras.Model:
+    """The whole: uint8 (N, 28, 28) → probabilities (N, 10), the mean of those of its copies."""
+    images, answers = extractors[""].input, []
+    for suffix, extractor in extractors.items():
+        features = extractor.output if not suffix else extractor(images)
+        seen = [features[f"{name}{suffix}"] for name in names]
+        answers.append(head(keras.ops.concatenate(seen, axis=1) if len(seen) > 1 else seen[0]))
+    answer = keras.layers.average(answers) if len(answers) > 1 else answers[0]
+    return keras.Model(images, answer, name="resnet50_fashion")
 
 
 def evaluate(
     head: keras.Sequential, features: dict[str, np.ndarray], run: common.Run
 ) -> dict[str, np.ndarray]:
     """The probabilities, float32 (N, 10), from each split's standardised features."""
+    probabilities = {}
     with run.stage("evaluation"):
-        return {
-            name: devices.predict_in_batches(head.layers[1], values)
-            for name, values in features.items()
-        }
+        for name, values in features.items():
+            answers = devices.predict_in_batches(head.get_layer("classifier"), values)
+            copies = answers.reshape(-1, run.data.splits[name].size, answers.shape[1])
+            probabilities[name] = copies.mean(axis=0)
+    return probabilities
 
 
 def main(options: Options) -> None:
     """Data → features, once → head → fine-tuning, if any → evaluation → output."""
-    devices.use(options.extraction.gpus)
+    devices.use(options.devices.gpus)
     with common.Run(options) as run:
         with run.stage("data"):
             data = common.load_fashion_mnist(options.data)
         with run.stage("backbone"):
-            names = FEATURES[options.head.features]
-            backbone = load_backbone(options.network, options.training.seed)
-            extractor = build_extractor(backbone, names)
+            names = options.head.names
+            backbone = load_backbone(options)
+            extractors = build_extractors(backbone, names, options.head.mirror)
             run.note(weights=backbone.record(options.network.weights))
-        tuning = fine_tuning.prepare(options.fine_tuning, backbone, names, data, run)
-        common.start_wandb(run, data, resumed=tuning.checkpoint if tuning else None)
-        cache = FeatureCache(options.extraction.cache_dir.absolute() / backbone.cache_name)
-        features = extract_once(extractor, names, cache, run)
+        tuning = fine_tuning.prepare(options.fine_tuning, options.head, backbone, data, run)
+        resumed = tuning.resumed if tuning else None
+        common.start_wandb(run, data, resumed)
+        folder = options.cache.cache_dir / backbone.cache_name
+        features = extract_once(extractors, names, folder, run)
         with run.stage("training"):
             head = build_head(features["train"], options, backbone.precision)
             standardise(head, features)
-            if not (tuning and tuning.checkpoint.last):
+            if not resumed:
                 train(head, features, options.head.patience, run)
         if tuning:
-            model, probabilities = tuning.run(head, cache, options.head.patience, run)
+            model, probabilities = tuning.train(head, folder, run)
         else:
-            model = assemble(extractor, names, head)
+            model = assemble(extractors, names, head)
             probabilities = evaluate(head, features, run)
         run.save(model, probabilities)
         if tuning:

@@ -171,12 +171,14 @@ def this_project(options: argparse.Namespace, precision: str) -> Callable:
     """The extraction of resnet50_fashion.py, enlarging included, and all of its six features."""
     from fashion import devices
     from fashion.backbones import NetworkOptions
+    from fashion.devices import DeviceOptions
     from fashion.features import CHUNK
 
     import resnet50_fashion as script
 
-    network = NetworkOptions(weights=options.weights, precision=precision)
-    extractor = script.build_extractor(script.load_backbone(network, seed=0), ("conv5_avg",))
+    network = NetworkOptions(weights=options.weights)
+    all_options = script.Options(network=network, devices=DeviceOptions(precision=precision))
+    extractor = script.build_extractor(script.load_backbone(all_options), ("conv5_avg",))
 
     def predict(images: np.ndarray) -> np.ndarray:
         chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
-from fashion import sources
+from fashion import downloads
 from fashion.errors import UsageError, UserError
-from fashion.options import OptionalInt, one_of, one_word
+from fashion.options import OptionalInt, Word, one_of
 
 import h5py
 import keras
 import numpy as np
 
 STAGES = ("conv3", "conv4", "conv5")  # an eighth, a sixteenth and a 32nd of the images' resolution
+END = ""  # in place of a block's name: after the last
 KERAS_WEIGHTS = "https://storage.googleapis.com/tensorflow/keras-applications"
 
 
@@ -88,12 +89,10 @@ class NetworkOptions:
 
     backbone: Annotated[str, one_of(ARCHITECTURES)] = "resnet50"
     """of keras.applications"""
-    weights: Annotated[str, one_word(str, "imagenet|none|PATH")] = "imagenet"
+    weights: Annotated[str, Word(str, "imagenet|none|PATH")] = "imagenet"
     """downloaded, random, or a Keras weights file of that network without its top"""
     image_size: OptionalInt = None
     """enlarge the images to N×N (default: what the network was trained at, 224 or 299)"""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto is bfloat16 where the processor or GPU has it natively"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +106,10 @@ class Backbone:
 
     @cached_property
     def blocks(self) -> list[str]:
-        """Where the blocks begin: the names of their first layers, and "" for the end."""
+        """Where the blocks begin: the names of their first layers, and `END`."""
         starts = ARCHITECTURES[self.name].block_starts
         names = [layer.name for layer in self.network.layers]
-        return [name for name in names if re.fullmatch(starts, name)] + [""]
+        return [name for name in names if re.fullmatch(starts, name)] + [END]
 
     @cached_property
     def stages(self) -> dict[str, str]:
@@ -138,8 +137,13 @@ class Backbone:
 
 
 def activations_at(model: keras.Model, block: str) -> keras.KerasTensor:
-    """What goes into a block of a network (or its copy); with "", what comes out of the last."""
-    return model.get_layer(block).input if block else model.layers[-1].output
+    """What goes into a block of a network (or its copy); at `END`, what comes out of the last."""
+    return model.layers[-1].output if block == END else model.get_layer(block).input
+
+
+def stage_of(feature: str) -> str:
+    """The stage at which a feature is taken: "conv4" of "conv4_avg"."""
+    return feature.split("_")[0]
 
 
 def load_network(name: str, image_size: int, weights: str, seed: int) -> keras.Model:
@@ -158,9 +162,9 @@ def load_network(name: str, image_size: int, weights: str, seed: int) -> keras.M
     build, url = ARCHITECTURES[name].build, ARCHITECTURES[name].weights_url
     keras.utils.set_random_seed(seed)
     try:
-        models = sources.keras_home() / "models"
+        models = downloads.keras_home() / "models"
         if weights == "imagenet" and not (models / url.rsplit("/", 1)[1]).exists():
-            sources.check_reachable(url)
+            downloads.check_reachable(url)
         socket.setdefaulttimeout(10)  # Keras' download has no timeout of its own
         network = build(
             include_top=False,
@@ -194,6 +198,8 @@ def load_weights(network: keras.Model, path: str) -> None:
     Raises:
         UserError: it cannot be read, or does not fit; the message names the layer.
     """
+    if not Path(path).is_file():
+        raise UserError(f"--weights {path}: cannot be read: there is no such file")
     try:
         with h5py.File(path) as file, tempfile.TemporaryDirectory() as folder:
             # Keras tells the layouts apart by the file's name, which may be any: load a copy.

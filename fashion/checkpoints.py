@@ -46,6 +46,11 @@ class Checkpoint:
     wandb_id: str | None = None
     finished: bool = False
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the head's training is behind it."""
+        return self.last is not None
+
     def save(self, model: keras.Model, log: EpochLog) -> None:
         """Keeps the weights of the epoch just ended, with the optimizer's, and the run's state.
 
@@ -55,7 +60,7 @@ class Checkpoint:
         Raises:
             UserError: they cannot be written.
         """
-        epoch = log.epochs[-1].epoch if self.last else log.best.epoch
+        epoch = log.epochs[-1].epoch if self.has_begun else log.best.epoch
         self.last = f"epoch-{epoch:03}.weights.h5"
         if epoch == log.best.epoch:
             self.best = self.last
@@ -142,9 +147,9 @@ def open_checkpoint(
     defaults = type(run.options)().config()  # of options that an old checkpoint does not name
     theirs = {name: old.config.get(name, defaults.get(name)) for name in new.config | old.config}
     other = [
-        f"{name} ({theirs[name]}, not {new.config.get(name)})"
-        for name in sorted(theirs)
-        if theirs[name] != new.config.get(name)
+        name if isinstance(value, dict) else f"{name} ({value}, not {new.config.get(name)})"
+        for name, value in sorted(theirs.items())
+        if value != new.config.get(name)
     ]
     if other:
         raise UsageError(f"--resume: the run in {folder} had another {', '.join(other)}")
@@ -160,9 +165,11 @@ def _read(folder: Path) -> Checkpoint:
     try:
         state = json.loads(path.read_text())
         needed = {"config", "rows", "last", "best", "head_epochs", "learning_rate", "finished"}
-        if missing := needed - set(state):
+        if not isinstance(state, dict) or (missing := needed - set(state)):
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
         epochs = [Epoch(**row) for row in state.pop("rows")]
+        if not epochs or not isinstance(state["config"], dict):
+            raise ValueError("it has no epoch or no config")
         return Checkpoint(folder=folder, epochs=epochs, **state)
     except FileNotFoundError:
         raise

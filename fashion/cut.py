@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fashion import devices, features, folding
-from fashion.backbones import Backbone, activations_at
+from fashion.backbones import Backbone, activations_at, stage_of
 from fashion.errors import UsageError
 
 import keras
@@ -24,7 +24,7 @@ class Cut:
         Raises:
             UsageError: there are not so many.
         """
-        end = max(backbone.blocks.index(backbone.stages[name.split("_")[0]]) for name in names)
+        end = max(backbone.blocks.index(backbone.stages[stage_of(name)]) for name in names)
         if blocks > end:
             raise UsageError(
                 f"--fine-tune-blocks {blocks}: only {end} blocks are before the features' end"
@@ -40,25 +40,35 @@ class Cut:
             (N, classes). Its kernels are trainable; its BatchNormalizations are not, which keeps
             them in inference mode.
         """
-        blocks, network = self.backbone.blocks, self.backbone.network
-        cut = blocks.index(self.block)
-        used = {name.split("_")[0] for name in self.names}
-        stages = {name: block for name, block in self.backbone.stages.items() if name in used}
-        above = {name: block for name, block in stages.items() if blocks.index(block) > cut}
+        lower = self._lower()
+        return lower, self._upper(lower.output, head)
 
+    def _stages(self, above: bool) -> dict[str, str]:
+        """The stages that the features need, above or below the cut."""
+        blocks, used = self.backbone.blocks, {stage_of(name) for name in self.names}
+        return {
+            stage: block
+            for stage, block in self.backbone.stages.items()
+            if stage in used and (blocks.index(block) > blocks.index(self.block)) == above
+        }
+
+    def _lower(self) -> keras.Model:
         folded = self.backbone.folded
         values = {"activations": activations_at(folded, self.block)}
-        for stage in [name for name in stages if name not in above]:
-            for kind, pooled in features.pool(activations_at(folded, stages[stage])).items():
+        for stage, block in self._stages(above=False).items():
+            for kind, pooled in features.pool(activations_at(folded, block)).items():
                 if f"{stage}_{kind}" in self.names:
                     values[f"{stage}_{kind}"] = pooled
         values = {name: features.to_float16(value) for name, value in values.items()}
-        lower = keras.Model(folded.input, values, name=f"activations-{cut:02}")
+        name = f"activations-{self.backbone.blocks.index(self.block):02}"
+        return keras.Model(folded.input, values, name=name)
 
+    def _upper(self, values: dict[str, keras.KerasTensor], head: keras.Sequential) -> keras.Model:
+        network, stages = self.backbone.network, self._stages(above=True)
         inputs = {k: keras.Input(v.shape[1:], dtype="float16", name=k) for k, v in values.items()}
         original = keras.Model(
             activations_at(network, self.block),
-            [activations_at(network, block) for block in above.values()],
+            [activations_at(network, block) for block in stages.values()],
         )
         dtype = devices.DTYPES[self.backbone.precision]
         unfrozen = folding.copy_network(original, inputs["activations"], dtype)
@@ -68,13 +78,13 @@ class Cut:
                 copy.set_weights(layer.get_weights())
                 copy.trainable = not isinstance(layer, keras.layers.BatchNormalization)
         seen = {name: keras.ops.cast(value, "float32") for name, value in inputs.items()}
-        for stage, activations in zip(above, unfrozen.outputs, strict=True):
+        for stage, activations in zip(stages, unfrozen.outputs, strict=True):
             for kind, pooled in features.pool(activations).items():
                 seen[f"{stage}_{kind}"] = pooled
         outputs = keras.ops.concatenate([seen[name] for name in self.names], axis=1)
         # The head's layers one by one: as a model, the classifier would first make its input
         # float16, and so its gradients, many of which are too small for that.
-        standardiser, classifier = head.layers
-        for layer in standardiser, *classifier.layers:
+        layers = head.get_layer("standardiser"), *head.get_layer("classifier").layers
+        for layer in layers:
             outputs = layer(outputs)
-        return lower, keras.Model(inputs, outputs)
+        return keras.Model(inputs, outputs)

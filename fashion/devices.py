@@ -4,17 +4,29 @@ The one room that sets TensorFlow's distribution strategy and asks for it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from fashion import environment
 from fashion.errors import UsageError
+from fashion.options import AllOrCount
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}  # precision → Keras' dtype policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """What computes."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the frozen network; auto is bfloat16 where the processor or GPU has it natively"""
+    gpus: AllOrCount = "all"
+    """use all GPUs or the first N, each with its share of the work; 0 is the processor alone"""
 
 
 def use(gpus: int | str) -> None:
@@ -46,13 +58,13 @@ def choose_precision(precision: str) -> str:
 
 
 def predict_in_batches(
-    model: keras.Model, inputs: np.ndarray, dtype: str = "float32"
+    model: keras.Model, inputs: np.ndarray, dtype: str = "float32", batch_size: int = 1000
 ) -> np.ndarray:
     """The model's outputs for all inputs, as an array of a dtype.
 
     `model.predict` does the same, but turns float16 inputs to float32, all of them at once.
     """
-    batches = [inputs[i : i + 1000] for i in range(0, len(inputs), 1000)]
+    batches = [inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size)]
     outputs: list[np.ndarray] = []
     for i in range(0, len(batches), count()):
         outputs += [o.astype(dtype) for o in predict_batches(model, batches[i : i + count()])]

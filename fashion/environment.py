@@ -62,3 +62,8 @@ def peak_memory() -> dict[str, float]:
     if tf.config.get_visible_devices("GPU"):
         peak["gpu_peak_gb"] = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9
     return {name: round(value, 2) for name, value in peak.items()}
+
+
+def megabytes(size: int) -> str:
+    """Such as "1.2 GB" or "35 MB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -31,13 +31,12 @@ class EpochLog(keras.callbacks.Callback):
     executions for steps, and so logs a wrong learning rate from a schedule.
     """
 
-    advice = "try a lower --learning-rate"  # when the loss is no longer a number
-
     def __init__(self, run: wandb.Run, epochs: Iterable[Epoch] = ()) -> None:
         """`run` is the open W&B run; `epochs` are those of the run that this one resumes."""
         super().__init__()
         self.run = run
         self.epochs = list(epochs)
+        self.advice = "try a lower --learning-rate"  # when the loss is no longer a number
         run.define_metric("epoch/epoch")
         run.define_metric("epoch/*", step_metric="epoch/epoch")
         run.define_metric("best/val_accuracy", step_metric="epoch/epoch")

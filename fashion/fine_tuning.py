@@ -1,24 +1,24 @@
 """Fine-tuning: the backbone's last blocks trained together with the head, after the head alone."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
-from fashion import features
+from fashion import augmentation, devices
 from fashion.backbones import Backbone
+from fashion.batches import Batches
 from fashion.checkpoints import Checkpoint, open_checkpoint
 from fashion.cut import Cut
-from fashion.data import CLASS_NAMES, FashionMNIST, Split
-from fashion.errors import UsageError, UserError
+from fashion.data import FashionMNIST
+from fashion.errors import UsageError
 from fashion.features import FeatureCache
-from fashion.options import PositiveFloat, PositiveInt, WholeNumber
+from fashion.options import Flag, PositiveFloat, PositiveInt, WholeNumber
+from fashion.progress import Progress
 from fashion.run import Run
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class FineTuningOptions:
     fine_tune_learning_rate: PositiveFloat = 1e-4
     """Adam's, at its highest"""
     fine_tune_inputs: Literal["cached", "computed", "augmented"] = "cached"
-    """kept on disk, computed in each epoch, or that of flipped and shifted images"""
-    resume: bool = False
+    """activations kept on disk, computed in each epoch, or those of flipped and shifted images"""
+    resume: Flag = False
     """go on after the last finished epoch of the fine-tuning in --output-dir"""
 
     def __post_init__(self) -> None:
@@ -46,79 +46,20 @@ class FineTuningOptions:
             )
 
 
-def augment(model: keras.Model) -> keras.Model:
-    """The same model, trained on images that are flipped and shifted by up to two pixels."""
-    images = keras.Input((28, 28), dtype="uint8")
-    flip = keras.layers.RandomFlip("horizontal", dtype="float32")
-    shift = keras.layers.RandomTranslation(
-        height_factor=2 / 28,
-        width_factor=2 / 28,
-        fill_mode="constant",
-        interpolation="nearest",
-        dtype="float32",
-    )
-    augmented = shift(flip(keras.ops.expand_dims(keras.ops.cast(images, "float32"), -1)))
-    return keras.Model(images, model(keras.ops.cast(keras.ops.squeeze(augmented, -1), "uint8")))
+class HeadOptions(Protocol):
+    """What of the head's options decides here, too."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features that it sees."""
 
-class Batches:
-    """Batches of a split for a model that takes its images or, from a cache, its activations."""
+    @property
+    def mirror(self) -> bool:
+        """Whether the answers to an image and its mirror image are averaged."""
 
-    def __init__(self, model: keras.Model, cache: FeatureCache | None, batch_size: int) -> None:
-        """With a cache, the model takes {name: float16 (N, …)} of it, else uint8 (N, 28, 28)."""
-        self.inputs, self.cache, self.batch_size = model.input, cache, batch_size
-        self.error: UserError | None = None
-
-    def of(self, split: Split, seed: list[int] | None = None) -> tf.data.Dataset:
-        """(inputs, one-hot labels float32 (N, classes)), each of the split's images once.
-
-        With a seed they are shuffled: the files' order, and then images among those of eight files.
-        Each epoch has a seed of its own, so that one after an interruption is as without.
-        """
-        one_hot = keras.utils.to_categorical(split.labels, len(CLASS_NAMES))
-        starts, rng = np.arange(0, split.size, features.CHUNK), np.random.default_rng(seed)
-        if seed is not None:
-            rng.shuffle(starts)
-
-        def chunks() -> Iterator[tuple]:
-            for start in starts.tolist():
-                rows = slice(start, min(start + features.CHUNK, split.size))
-                inputs: Any = split.images[rows]
-                if self.cache:
-                    try:
-                        chunk = self.cache.read_chunk(split, start)
-                    except UserError as error:
-                        self.error = error
-                        raise
-                    inputs = {name: chunk[name] for name in self.inputs}
-                yield inputs, one_hot[rows]
-
-        inputs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), self.inputs)
-        signature = inputs, tf.TensorSpec((None, one_hot.shape[1]))
-        batches = tf.data.Dataset.from_generator(chunks, output_signature=signature).unbatch()
-        if seed is not None:
-            batches = batches.shuffle(
-                8 * features.CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False
-            )
-        steps = math.ceil(split.size / self.batch_size)
-        settings = tf.data.Options()
-        settings.autotune.enabled = False
-        return (
-            batches.batch(self.batch_size)
-            .apply(tf.data.experimental.assert_cardinality(steps))
-            .prefetch(2)
-            .with_options(settings)
-        )
-
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        """Raises a `UserError` of the cache as such, which TensorFlow has made one of its own."""
-        try:
-            yield
-        except tf.errors.OpError:
-            if self.error:
-                raise self.error from None
-            raise
+    @property
+    def patience(self) -> int:
+        """After how many epochs without a better validation accuracy it ends."""
 
 
 @dataclass(frozen=True)
@@ -126,18 +67,23 @@ class FineTuning:
     """The fine-tuning of one run."""
 
     options: FineTuningOptions
+    head: HeadOptions
     cut: Cut
     checkpoint: Checkpoint
 
-    def run(
-        self, head: keras.Sequential, cache: FeatureCache, patience: int, run: Run
+    @property
+    def resumed(self) -> Checkpoint | None:
+        """The checkpoint, if an earlier run has begun it."""
+        return self.checkpoint if self.checkpoint.has_begun else None
+
+    def train(
+        self, head: keras.Sequential, folder: Path, run: Run
     ) -> tuple[keras.Model, dict[str, np.ndarray]]:
         """Trains, from where the checkpoint is: the whole model, and its probabilities by split.
 
         Args:
             head: standardiser and classifier, trained unless the checkpoint is past that.
-            cache: the features'; activations are kept in a folder of it.
-            patience: it ends after so many epochs without a better validation accuracy.
+            folder: the features'; activations are kept in a folder of it.
             run: has the data and the epochs so far.
 
         Raises:
@@ -147,15 +93,14 @@ class FineTuning:
         with run.stage("activations"):
             lower, upper = self.cut.split(head)
             model = keras.Model(lower.input, upper(lower.output), name=run.options.script)
-            activations = FeatureCache(cache.folder / lower.name) if inputs == "cached" else None
-            if activations:
-                activations.fill(lower, splits.values(), "Activations", run)
+            activations = None
+            if inputs == "cached":
+                activations = FeatureCache(folder / lower.name, lower)
+                activations.fill(splits.values(), Progress("Activations", run.wandb_run))
         trained = upper if activations else model
         with run.stage("fine_tuning"):
-            if inputs == "augmented":
-                self._train(augment(model), activations, patience, run)
-            else:
-                self._train(trained, activations, patience, run)
+            learner = augmentation.augment(model) if inputs == "augmented" else trained
+            self._fit(learner, activations, run)
         with run.stage("evaluation"):
             batches = Batches(trained, activations, batch_size=100)
             with batches.errors():
@@ -163,11 +108,15 @@ class FineTuning:
                     name: trained.predict(batches.of(split), verbose=0)
                     for name, split in splits.items()
                 }
-        return model, probabilities
+            if not self.head.mirror:
+                return model, probabilities
+            for name, split in splits.items():
+                mirrored = np.ascontiguousarray(split.images[:, :, ::-1])
+                probabilities[name] += devices.predict_in_batches(model, mirrored, batch_size=125)
+                probabilities[name] /= 2
+            return augmentation.with_mirror_images(model), probabilities
 
-    def _train(
-        self, model: keras.Model, activations: FeatureCache | None, patience: int, run: Run
-    ) -> None:
+    def _fit(self, model: keras.Model, activations: FeatureCache | None, run: Run) -> None:
         """Trains by Adam, the learning rate rising for a tenth of the steps, then falling.
 
         After each epoch the checkpoint has everything needed to go on from there. It ends with the
@@ -175,11 +124,11 @@ class FineTuning:
         """
         checkpoint, log, data = self.checkpoint, run.epoch_log, run.data
         seed = run.options.training.seed
-        if not checkpoint.last:
+        if not checkpoint.has_begun:
             checkpoint.head_epochs, checkpoint.wandb_id = len(log.epochs), run.wandb_run.id
         run.note(fine_tuning={"head_epochs": checkpoint.head_epochs})
         self._compile(model, data)
-        if checkpoint.last:
+        if checkpoint.has_begun:
             checkpoint.load(model, checkpoint.best)  # whether it is whole shows before the work
             checkpoint.load(model, checkpoint.last)
             print(f"Resuming after epoch {log.epochs[-1].epoch}.")
@@ -191,9 +140,11 @@ class FineTuning:
         validation = batches.of(data.validation)
         seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
         for epoch in range(len(log.epochs), first + self.options.fine_tune_epochs):
-            if epoch - max(first, log.best.epoch) >= patience:
+            if epoch - max(first, log.best.epoch) >= self.head.patience:
                 break
-            for i, variable in enumerate(seeds):  # of dropout and augmentation
+            # Of dropout and augmentation: as far apart as no epoch has steps, so that one after an
+            # interruption is as without.
+            for i, variable in enumerate(seeds):
                 variable.assign(np.array([seed + i, epoch << 20], variable.dtype))
             with batches.errors():
                 model.fit(
@@ -227,8 +178,8 @@ class FineTuning:
 
 def prepare(
     options: FineTuningOptions,
+    head: HeadOptions,
     backbone: Backbone,
-    names: tuple[str, ...],
     data: FashionMNIST,
     run: Run,
 ) -> FineTuning | None:
@@ -240,7 +191,7 @@ def prepare(
     """
     if not options.fine_tune_blocks:
         return None
-    cut = Cut.before_last(options.fine_tune_blocks, backbone, names)
+    cut = Cut.before_last(options.fine_tune_blocks, backbone, head.names)
     rate = options.fine_tune_learning_rate
     checkpoint = open_checkpoint(run, data, backbone, learning_rate=rate, resume=options.resume)
-    return FineTuning(options, cut, checkpoint)
+    return FineTuning(options, head, cut, checkpoint)

@@ -1,44 +1,31 @@
-"""The options that both scripts have, and the command line that is made of a script's options.
+"""The options that both scripts have, and the types of options.
 
 Options are frozen dataclasses, a field and its sentence each. A group of options is a class; a
-script's `Options` has a field for each group. `tyro` makes a command line of them, flat: the groups
-are headings of `--help`.
+script's `Options` has a field for each group.
 """
 
-import contextlib
+import argparse
 import dataclasses
-import io
 import math
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from fashion.errors import UsageError
-
-import tyro
-
 # ---------------------------------------------------------------------------- types of values
 
 
-def one_word(parse: Callable[[str], object], metavar: str) -> object:
-    """How an option reads its word, for `Annotated`; what `parse` expected, its `ValueError` says.
+@dataclass(frozen=True)
+class Word:
+    """How an option reads its word, or each of its words; a part of its type, for `Annotated`."""
 
-    Within the type, a range needs no `__post_init__`, whose errors tyro prints with the class's
-    name; and `X | None` is shown by its metavar alone.
-    """
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=lambda words: parse(words[0]),
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: [str(value)],
-    )
+    parse: Callable[[str], Any]  # raises an `ArgumentTypeError` that says what it expected
+    metavar: str
+    several: bool = False
 
 
-def number(
+def _number(
     convert: Callable[[str], float], accepts: Callable[[float], bool], expected: str
 ) -> Callable[[str], float]:
     """A function that turns a word into a number and says what it expected."""
@@ -49,78 +36,72 @@ def number(
         except ValueError:
             value = math.nan  # fails every comparison
         if not accepts(value):
-            raise ValueError(f"expected {expected}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
         return value
 
     return parse
 
 
-def project_name(text: str) -> str:
-    """What W&B takes for a project."""
-    if not text or re.search(r"[/\\#?%:]", text):
-        raise ValueError(rf"expected a name without / \ # ? % :, got {text!r}")
-    return text
-
-
-def one_of(names: Iterable[str]) -> object:
-    """For `Annotated`: one of these names."""
+def one_of(names: Iterable[str]) -> Word:
+    """One of these names."""
     names = tuple(names)
 
     def parse(text: str) -> str:
         if text not in names:
-            raise ValueError(f"expected one of {', '.join(names)}, got {text!r}")
+            expected = ", ".join(names)
+            raise argparse.ArgumentTypeError(f"expected one of {expected}, got {text!r}")
         return text
 
-    return one_word(parse, "{" + ",".join(names) + "}")
+    return Word(parse, "{" + ",".join(names) + "}")
 
 
-def _paths(words: list[str]) -> tuple[Path, ...]:
-    if not words:
-        raise ValueError("expected at least one file or folder")
-    return tuple(map(Path, words))
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return Path(text)
 
 
-_positive = number(int, lambda value: 1 <= value < 2**31, "a whole number from 1")
-_whole = number(int, lambda value: 0 <= value < 2**31, "a whole number from 0")
-_seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
-_above_0 = number(float, lambda value: 0 < value < math.inf, "a number above 0")
-_below_1 = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-_share = number(float, lambda value: 0 < value <= 1, "an accuracy between 0 and 1, such as 0.9")
+def _project_name(text: str) -> str:
+    if not text or re.search(r"[/\\#?%:]", text):
+        raise argparse.ArgumentTypeError(rf"expected a name without / \ # ? % :, got {text!r}")
+    return text
 
-PositiveInt = Annotated[int, one_word(_positive, "N")]
-WholeNumber = Annotated[int, one_word(_whole, "N")]
-Seed = Annotated[int, one_word(_seed, "N")]
-PositiveFloat = Annotated[float, one_word(_above_0, "X")]
-Rate = Annotated[float, one_word(_below_1, "X")]
-# What is not given has its own words in the sentence of the option.
-_SAID = tyro.conf.arg(help_behavior_hint="")
-OptionalInt = Annotated[int | None, one_word(_positive, "N"), _SAID]
-OptionalPath = Annotated[Path | None, one_word(Path, "PATH"), _SAID]
-OptionalShare = Annotated[float | None, one_word(_share, "X"), _SAID]
-AllOrCount = Annotated[
-    int | str, one_word(lambda text: text if text == "all" else _whole(text), "all|N")
-]
-ProjectName = Annotated[str, one_word(project_name, "NAME")]
-OptionalPaths = Annotated[
-    tuple[Path, ...] | None,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="PICTURE [PICTURE ...]",
-        instance_from_str=_paths,
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: list(map(str, value or ())),
-    ),
-    _SAID,
-]
+
+def _all_or_count(text: str) -> int | str:
+    count = _number(int, lambda value: 0 <= value < 2**31, 'a whole number from 0, or "all"')
+    return text if text == "all" else int(count(text))
+
+
+_positive = _number(int, lambda value: 1 <= value < 2**31, "a whole number from 1")
+_whole = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0")
+_seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+_above_0 = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+_below_1 = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+_share = _number(float, lambda value: 0 < value <= 1, "an accuracy between 0 and 1, such as 0.9")
+
+PositiveInt = Annotated[int, Word(_positive, "N")]
+WholeNumber = Annotated[int, Word(_whole, "N")]
+Seed = Annotated[int, Word(_seed, "N")]
+AllOrCount = Annotated[int | str, Word(_all_or_count, "all|N")]
+PositiveFloat = Annotated[float, Word(_above_0, "X")]
+Rate = Annotated[float, Word(_below_1, "X")]
+Folder = Annotated[Path, Word(_path, "FOLDER")]
+ProjectName = Annotated[str, Word(_project_name, "NAME")]
+# What happens without these, their sentences say.
+OptionalInt = Annotated[int | None, Word(_positive, "N")]
+OptionalShare = Annotated[float | None, Word(_share, "X")]
+OptionalFolder = Annotated[Path | None, Word(_path, "FOLDER")]
+OptionalPaths = Annotated[list[Path] | None, Word(_path, "PICTURE", several=True)]
+Flag = Annotated[bool, "without a --no-… of its own"]
 
 # ------------------------------------------------------------------------------------ options
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Fashion-MNIST or a part of it; smaller parts are within larger ones."""
+    """Fashion-MNIST or a part of it; a smaller part is one of a larger."""
 
-    data_dir: OptionalPath = None
+    data_dir: OptionalFolder = None
     """folder with the four IDX files (default: a cache's or a package's, else downloaded)"""
     train_size: OptionalInt = None
     """use N class-balanced training images (default: all 55000)"""
@@ -148,7 +129,7 @@ class TrainingOptions:
 class ResultsOptions:
     """What a run leaves, and where."""
 
-    output_dir: Path = Path("outputs")
+    output_dir: Folder = Path("outputs")
     """gets the model, its results, pictures and report.html"""
     require_accuracy: OptionalShare = None
     """exit with 1 if the validation accuracy ends below X; 0.9 is 90 % (default: no such check)"""
@@ -188,40 +169,4 @@ class Options:
         return values
 
 
-# ------------------------------------------------------------------------------- command line
-
 AnyOptions = TypeVar("AnyOptions", bound=Options)
-
-
-def parse(
-    options: type[AnyOptions], description: str | None, arguments: Sequence[str] | None = None
-) -> AnyOptions:
-    """The options of a command line; `--batch_size` (as a W&B sweep writes it) is `--batch-size`.
-
-    Args:
-        options: a script's.
-        description: the first lines of `--help`.
-        arguments: the words after the script's name; by default the process's own.
-
-    Raises:
-        UsageError: a word cannot be used.
-        SystemExit: after `--help`.
-    """
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                options,
-                prog=f"{options.script}.py",
-                description=(description or "").split("\n\n")[0],  # tyro would not wrap the rest
-                args=sys.argv[1:] if arguments is None else list(arguments),
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        # tyro frames its errors: of the frame, the first paragraph says what is wrong.
-        lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
-        paragraph = re.split("(?:─|╰)", "\n".join(lines))[0]
-        message = " ".join(paragraph.split()).removeprefix("Error parsing ")
-    raise UsageError(f"{message}\nSee {options.script}.py --help.")

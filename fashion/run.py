@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,19 +48,19 @@ SETTINGS = {
 class Run:
     """A training: its options, its W&B run, its epochs, the seconds of its stages, its results.
 
-    As a context it has checked the output folder, and closes the W&B run, which is marked as failed
-    if the block raises. (A `wandb.Run` itself can be used so, but prints a traceback then, even for
+    Entering it checks the output folder; leaving it closes the W&B run, marked as failed if it was
+    left by an error. (A `wandb.Run` itself can be used so, but prints a traceback then, even for
     Ctrl-C.)
     """
 
-    data: FashionMNIST  # these three from `start` on
+    data: FashionMNIST  # these three from `open_wandb` on
     wandb_run: wandb.Run
     epoch_log: EpochLog
 
     def __init__(self, options: Options) -> None:
         """Starts the record, which grows into metrics.json."""
         self.options = options
-        self._started = False
+        self._is_open = False
         self._seconds = {"imports": round(time.perf_counter() - fashion.START, 2)}
         self._record: dict[str, Any] = {
             "model": options.script,
@@ -95,7 +95,7 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         """Closes the W&B run, if it is open."""
-        if self._started:
+        if self._is_open:
             self.wandb_run.finish(exit_code=1 if error else None)
 
     @contextlib.contextmanager
@@ -109,27 +109,25 @@ class Run:
         """Adds parts to the record, or replaces them."""
         self._record |= parts
 
-    def start(
-        self, data: FashionMNIST, init: Callable[..., wandb.Run], epochs: Iterable[Epoch] = ()
-    ) -> None:
+    def open_wandb(self, data: FashionMNIST, epochs: Iterable[Epoch] = (), **settings: Any) -> None:
         """Opens the W&B run; its config is every option, versions, data and weights.
 
         Args:
-            data: of the run.
-            init: `wandb.init` with all else that this run needs.
+            data: the run's, from now on.
             epochs: those so far, if it resumes another.
+            settings: what else `wandb.init` is told.
 
         Raises:
             UserError: W&B cannot write its files, or its settings are unusable.
         """
         self.data = data
         self.note(data=data.record())
-        noted = {name: self._record[name] for name in ("versions", "data", "weights")}
-        self.wandb_run = tracking.start(
-            self.options.results.wandb,
-            lambda **more: init(config=self._record["config"] | noted, **more),
-        )
-        self._started = True
+        config = self._record["config"] | {
+            name: self._record[name] for name in ("versions", "data", "weights")
+        }
+        mode = self.options.results.wandb
+        self.wandb_run = tracking.start(mode, config=config, **settings)
+        self._is_open = True
         self.epoch_log = EpochLog(self.wandb_run, epochs)
         tracking.log_inputs(self.wandb_run, self.options.script, data)
 

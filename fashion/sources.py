@@ -8,18 +8,16 @@ import gzip
 import hashlib
 import http.client
 import math
-import os
 import re
 import subprocess
 import sys
 import tempfile
-import threading
-import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fashion import downloads
 from fashion.data import CLASS_NAMES, Files
 from fashion.errors import UserError
 
@@ -69,14 +67,9 @@ def _read_folder(folder: Path) -> Files:
         raise UserError(f"--data-dir: {error}") from None
 
 
-def keras_home() -> Path:
-    """Keras' folder for downloads."""
-    return Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
-
-
 def _find_fashion_mnist() -> Files:
     """The files of the first source that works."""
-    cache = keras_home() / "datasets" / "fashion-mnist"  # as keras.datasets has it
+    cache = downloads.keras_home() / "datasets" / "fashion-mnist"  # as keras.datasets has it
     tried = []
     for name, folder, fetch in (
         ("Keras' cache", cache, None),
@@ -163,33 +156,9 @@ def _store(folder: Path, fetch: Callable[[], Iterator[tuple[str, bytes]]]) -> No
             part.replace(folder / f"{name}.gz")
 
 
-def check_reachable(url: str, seconds: int = 8) -> None:
-    """Raises an `OSError` or `HTTPException` unless a URL answers within so many seconds.
-
-    A plain connection attempt is no such check: where a firewall drops packets it waits for its
-    timeout once per address of the host, which adds up to minutes.
-    """
-    errors: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=seconds).close()
-        except (OSError, http.client.HTTPException) as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer from {urllib.parse.urlsplit(url).hostname} in {seconds} s")
-    if errors:
-        raise errors[0]
-
-
 def _download() -> Iterator[tuple[str, bytes]]:
     """The four files from where `keras.datasets` has them."""
-    check_reachable(KERAS_URL + "train-images-idx3-ubyte.gz")
+    downloads.check_reachable(KERAS_URL + "train-images-idx3-ubyte.gz")
     for name in FASHION_MNIST_SHA256:
         with urllib.request.urlopen(f"{KERAS_URL}{name}.gz", timeout=10) as response:
             yield name, response.read()

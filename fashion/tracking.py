@@ -7,8 +7,9 @@ import shlex
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fashion.data import CLASS_NAMES, FashionMNIST, Split
 from fashion.epochs import Epoch
@@ -21,12 +22,12 @@ import wandb
 ROOT = Path(__file__).parents[1]
 
 
-def start(wanted: str, init: Callable[..., wandb.Run]) -> wandb.Run:
+def start(wanted: str, **settings: Any) -> wandb.Run:
     """Opens a W&B run; never prompts, never fails for want of a key or a network.
 
     Args:
         wanted: "auto", "online", "offline" or "disabled".
-        init: `wandb.init` of the run, to which this adds `mode` and `settings`.
+        settings: what else `wandb.init` is told.
 
     Raises:
         UserError: W&B's settings are unusable.
@@ -35,23 +36,23 @@ def start(wanted: str, init: Callable[..., wandb.Run]) -> wandb.Run:
     staging = Path(os.environ.get("WANDB_DIR", ""), "wandb").absolute()
     os.environ.setdefault("WANDB_DATA_DIR", str(staging))
     try:
-        settings = wandb.setup().settings
+        configured = wandb.setup().settings
     except ValueError as error:
         raise UserError(f"W&B's settings: {' '.join(str(error).split())}") from None
     # The settings' mode is "online" unless WANDB_MODE or `wandb offline` says otherwise.
-    mode = settings.mode if wanted == "auto" else wanted
-    if mode == "online" and not _has_wandb_key(settings.base_url):
+    mode: Any = configured.mode if wanted == "auto" else wanted
+    if mode == "online" and not _has_wandb_key(configured.base_url):
         mode = "offline"
         if wanted == "online":
             print("W&B: no key, so this run stays offline; `wandb login` configures one.")
     if mode != "online":
-        return init(mode=mode, settings=wandb.Settings(silent=True))
+        return wandb.init(mode=mode, settings=wandb.Settings(silent=True), **settings)
     try:
         # wandb adds some 10 s to this time limit.
-        return init(mode=mode, settings=wandb.Settings(init_timeout=8))
+        return wandb.init(mode=mode, settings=wandb.Settings(init_timeout=8), **settings)
     except wandb.Error as error:
         print(f"W&B: not online, so this run stays offline ({str(error).splitlines()[0]})")
-        return init(mode="offline", settings=wandb.Settings(silent=True))
+        return wandb.init(mode="offline", settings=wandb.Settings(silent=True), **settings)
 
 
 def _has_wandb_key(base_url: str) -> bool:
@@ -75,9 +76,8 @@ def log_inputs(run: wandb.Run, script: str, data: FashionMNIST) -> None:
     if run.disabled:
         return
     try:
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # log_code walks all of the folder it is given
+        # A copy of its own, since log_code walks all of the folder it is given.
+        with tempfile.TemporaryDirectory() as folder:
             for pattern in f"{script}.py", "common.py", "fashion/*.py", "requirements.txt":
                 for path in ROOT.glob(pattern):
                     copy = Path(folder) / path.relative_to(ROOT)

@@ -1,0 +1,54 @@
+"""Recipes: named sets of defaults of other options."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fashion.options import Options, one_of
+
+# What each stands for. All choices were made on validation images alone.
+RECIPES: dict[str, dict[str, Any]] = {
+    # As published: the last stage's averages of images enlarged to 224×224.
+    "published": {},
+    # Where a garment has its parts tells more than ImageNet's classes do, and a quarter of the
+    # pixels tells it as well.
+    "fast": {"image_size": 112, "features": "conv4_quarters"},
+    # Mirrored copies: twice the pass, half a point.
+    "best": {"image_size": 112, "features": "conv4_quarters", "mirror": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Defaults of the other options, made for resnet50; what is given on the command line wins."""
+
+    recipe: Annotated[str, one_of(RECIPES)] = "published"
+    """published: the last stage at 224×224; fast: 112×112, quarters; best: mirrored copies, too"""
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def defaults(options: AnyOptions, words: Sequence[str]) -> AnyOptions:
+    """The defaults that hold where a command line's words name a recipe; else they stay."""
+    name = _named(words)
+    if name not in RECIPES:
+        return options  # parsing will say so
+    values = {"recipe": name} | RECIPES[name]
+    groups = {}
+    for group in dataclasses.fields(options):
+        before = getattr(options, group.name)
+        names = {field.name for field in dataclasses.fields(before)}
+        changes = {name: value for name, value in values.items() if name in names}
+        groups[group.name] = dataclasses.replace(before, **changes)
+    return dataclasses.replace(options, **groups)
+
+
+def _named(words: Sequence[str]) -> str | None:
+    named = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option == "--recipe":
+            named = value if equals else following
+    return named
