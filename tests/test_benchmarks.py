@@ -1,13 +1,15 @@
 """The benchmarks, on tiny sizes: that they run, and that their tables say what was measured."""
 
+import importlib
 import re
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SAMPLE, environment
+from conftest import ROOT, SAMPLE, environment, parse
 
 import cnn_basic
+import resnet50_fashion
 
 
 def run(folder, script, *options):
@@ -32,6 +34,7 @@ def number(text):
     return float(re.match(r"[\d.,]+", text)[0].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_speed(tmp_path):
     sizes = *("--images", 4, "--rounds", 1, "--train-size", 40, "--epochs", 2), *("--slice", 32)
     run(tmp_path, "speed.py", *sizes, "--output", tmp_path)
@@ -56,6 +59,7 @@ def test_speed(tmp_path):
     assert number(this[1]) > 0 and number(this[2]) > 0
 
 
+@pytest.mark.slow
 def test_accuracy(tmp_path, run_main):
     run(
         tmp_path,
@@ -65,16 +69,38 @@ def test_accuracy(tmp_path, run_main):
     ((command, *accuracies),) = rows(tmp_path / "accuracy.md")
     assert command == "`python cnn_basic.py`"
 
-    options = "--data-dir", SAMPLE, "--wandb", "disabled", "--epochs", 1
-    results = [run_main(cnn_basic, *options, "--seed", seed) for seed in (0, 1)]
+    words = "--data-dir", SAMPLE, "--epochs", 1
+    results = [run_main(cnn_basic, *words, "--seed", seed) for seed in (0, 1)]
     one, other = (100 * result.metrics["test"]["accuracy"] for result in results)
     mean, deviation = (one + other) / 2, abs(one - other) / 2**0.5
     assert accuracies[2] == f"{mean:.2f} ± {deviation:.2f} %"
 
 
-def test_tables_of_the_readme_are_the_benchmarks():
-    readme = (ROOT / "README.md").read_text()
+def test_tables_of_the_docs_are_the_benchmarks():
+    results = (ROOT / "docs" / "results.md").read_text()
     tables = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
     assert tables
     for path in tables:
-        assert path.read_text().strip() in readme, path.name
+        assert path.read_text().strip() in results, path.name
+
+
+@pytest.fixture
+def accuracy(monkeypatch):
+    """The benchmark as a module."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("accuracy")
+
+
+def test_rows_of_the_accuracies_are_commands_that_the_scripts_take(accuracy):
+    scripts = {"cnn_basic.py": cnn_basic, "resnet50_fashion.py": resnet50_fashion}
+    for row, command in accuracy.ROWS.items():
+        script, *words = command.split()
+        given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+        config, plain = parse(scripts[script], *words).config(), scripts[script].Options().config()
+        changed = {name for name, value in config.items() if value != plain[name]}
+        assert changed >= given, row
+
+
+def test_percent_is_mean_and_deviation_of_a_sample(accuracy):
+    assert accuracy.percent([0.91, 0.93]) == "92.00 ± 1.41 %"
+    assert accuracy.percent([0.91]) == "91.00 %"

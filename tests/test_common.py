@@ -1,8 +1,4 @@
-import gzip
-import hashlib
-import os
-import shutil
-from pathlib import Path
+"""What both scripts say: data, RGB images, batches, the best epoch, the command line."""
 
 import keras
 import numpy as np
@@ -10,149 +6,16 @@ import pytest
 from conftest import SAMPLE, SAMPLE_SIZES
 from PIL import Image
 
+import cnn_basic
 import common
 
-FILES = tuple(common.FASHION_MNIST_SHA256)
 
-
-def unzip(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes())
-
-
-@pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """A machine without network, package, cache or apt-get; gives Keras' empty cache."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses connections
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(common, "DEBIAN_FOLDER", tmp_path / "usr-share")
-    return tmp_path / "keras" / "datasets" / "fashion-mnist"
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the sample that a test may damage."""
-    return shutil.copytree(SAMPLE, tmp_path / "copy")
-
-
-def test_sample_is_read_and_split(sample):
-    for name, split in sample.splits.items():
-        assert split.images.shape == (SAMPLE_SIZES[name], 28, 28)
-        assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
-        assert set(np.bincount(split.labels)) == {SAMPLE_SIZES[name] // 10}
-    # Independently: the raw bytes, each image with its label, in any order.
-    raw = {}
-    for part in "train", "t10k":
-        images = unzip(SAMPLE / f"{part}-images-idx3-ubyte.gz")[16:]
-        labels = unzip(SAMPLE / f"{part}-labels-idx1-ubyte.gz")[8:]
-        raw[part] = sorted((images[784 * i : 784 * (i + 1)], labels[i]) for i in range(len(labels)))
-
-    def pairs(*splits):
-        return sorted(
-            (i.tobytes(), n) for s in splits for i, n in zip(s.images, s.labels, strict=True)
-        )
-
-    assert pairs(sample.train, sample.validation) == raw["train"]
-    assert pairs(sample.test) == raw["t10k"]
-
-
-def test_subsets_are_class_balanced_and_nested(sample):
-    small = common.load_fashion_mnist(SAMPLE, train_size=330, validation_size=40, test_size=25)
-    assert set(np.bincount(small.train.labels)) == {33}
-    assert set(np.bincount(small.validation.labels)) == {4}
-    assert set(np.bincount(small.test.labels)) == {2, 3}
-    for name, split in small.splits.items():
-        whole = sample.splits[name]
-        np.testing.assert_array_equal(split.images, whole.images[: split.size])
-        np.testing.assert_array_equal(split.labels, whole.labels[: split.size])
-        assert split.digest == whole.digest  # so that a subset finds the features of the whole
-    with pytest.raises(common.UsageError, match="--test-size 401: there are 400 test images"):
-        common.load_fashion_mnist(SAMPLE, test_size=401)
-
-
-def test_whole_data_set_is_split_the_same_for_ever(whole_folder):
-    fashion_mnist = common.load_fashion_mnist(whole_folder)
-    sizes = {name: split.size for name, split in fashion_mnist.splits.items()}
-    assert sizes == {"train": 55_000, "validation": 5_000, "test": 10_000}
-    assert set(np.bincount(fashion_mnist.train.labels)) == {5_500}
-    assert set(np.bincount(fashion_mnist.validation.labels)) == {500}
-    # Else two runs with different versions of this script would not compare.
-    assert fashion_mnist.validation.digest.startswith("cf5e29118d81cdc5")
-
-
-def test_damaged_file_is_named_with_both_digests(copy):
-    path = copy / f"{FILES[0]}.gz"
-    payload = bytearray(unzip(path))
-    payload[5000] ^= 1
-    path.write_bytes(gzip.compress(bytes(payload)))
-    expected = hashlib.sha256(unzip(SAMPLE / f"{FILES[0]}.gz")).hexdigest()
-    with pytest.raises(common.UserError) as error:
-        common.load_fashion_mnist(copy)
-    for part in str(path), expected, hashlib.sha256(payload).hexdigest():
-        assert part in str(error.value)
-
-
-def test_truncated_and_missing_files_are_named(copy):
-    path = copy / f"{FILES[1]}.gz"
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(common.UserError, match=f"{FILES[1]}.gz is damaged"):
-        common.load_fashion_mnist(copy)
-    path.unlink()
-    with pytest.raises(common.UserError, match=f"there is no .*{FILES[1]}"):
-        common.load_fashion_mnist(copy)
-
-
-def test_data_dir_without_sums_must_be_fashion_mnist(copy):
-    (copy / "SHA256SUMS").unlink()
-    with pytest.raises(common.UserError, match=common.FASHION_MNIST_SHA256[FILES[0]]):
-        common.load_fashion_mnist(copy)
-
-
-def test_right_digest_of_a_wrong_format_is_an_error(copy):
-    payload = b"not an IDX file"
-    (copy / f"{FILES[0]}.gz").write_bytes(gzip.compress(payload))
-    sums = (copy / "SHA256SUMS").read_text().splitlines()
-    sums[0] = f"{hashlib.sha256(payload).hexdigest()}  {FILES[0]}"
-    (copy / "SHA256SUMS").write_text("\n".join(sums))
-    with pytest.raises(common.UserError, match="not an IDX file of unsigned bytes"):
-        common.load_fashion_mnist(copy)
-
-
-def test_uncompressed_files_are_read(copy, sample):
-    for name in FILES:
-        path = copy / f"{name}.gz"
-        (copy / name).write_bytes(unzip(path))
-        path.unlink()
-    assert common.load_fashion_mnist(copy).train.digest == sample.train.digest
-
-
-def test_no_source_at_all_lists_every_place_and_the_ways_out(offline):
-    with pytest.raises(common.UserError) as error:
-        common.load_fashion_mnist()
-    for part in str(offline), "usr-share", "Connection refused", "'apt-get'", "--data-dir":
-        assert part in str(error.value)
-    assert "apt-get install dataset-fashion-mnist" in str(error.value)
-    assert not list(offline.iterdir())  # nothing half-written
-
-
-def test_bad_file_in_the_cache_is_reported_and_passed_over(
-    whole_folder, offline, capsys, monkeypatch
-):
-    shutil.copytree(SAMPLE, offline)  # not the four files that belong there
-    monkeypatch.setattr(common, "DEBIAN_FOLDER", whole_folder)
-    assert common.load_fashion_mnist().source.startswith(str(whole_folder))
-    assert f"{offline / FILES[0]}.gz has SHA-256" in capsys.readouterr().err
-
-
-def test_download_is_verified_before_it_gets_into_the_cache(whole_folder, offline):
-
-    def truncated():
-        yield FILES[1], (whole_folder / f"{FILES[1]}.gz").read_bytes()
-        yield FILES[0], (whole_folder / f"{FILES[0]}.gz").read_bytes()[:-100]
-
-    with pytest.raises(Exception, match=f"the fetched {FILES[0]}.gz is damaged"):
-        common._store(offline, truncated)
-    assert os.listdir(offline) == [f"{FILES[1]}.gz"]
+def test_data_are_loaded_with_a_line_that_says_what_and_whence(capsys):
+    options = common.DataOptions(data_dir=SAMPLE, train_size=30)
+    data = common.load_fashion_mnist(options)
+    assert {name: split.size for name, split in data.splits.items()} == SAMPLE_SIZES | {"train": 30}
+    expected = f"Data: 30 training, 160 validation and 400 test images from {SAMPLE} (--data-dir"
+    assert capsys.readouterr().out.startswith(expected)
 
 
 def test_rgb_is_what_pillow_makes_of_it(sample):
@@ -164,3 +27,94 @@ def test_rgb_is_what_pillow_makes_of_it(sample):
         by_pillow = Image.fromarray(image.astype("float32")).resize((224, 224), Image.BILINEAR)
         for channel in range(3):
             np.testing.assert_allclose(rgb[..., channel], np.asarray(by_pillow), atol=1e-3)
+
+
+def test_batches_are_each_input_once_in_another_order_each_epoch():
+    inputs = np.arange(50, dtype="float16")[:, None]
+    labels = np.arange(50) + 100
+
+    def epochs(seed):
+        batches = common.shuffled_batches(inputs, labels, 20, seed)
+        orders = []
+        for _ in range(2):
+            parts = list(batches.as_numpy_iterator())
+            assert [len(part) for part, _ in parts] == [20, 20, 10]
+            assert parts[0][0].dtype == np.float16
+            values = np.concatenate([part[:, 0] for part, _ in parts]).astype(int)
+            assert (np.concatenate([part for _, part in parts]) == values + 100).all()
+            assert sorted(values) == list(range(50))
+            orders.append(values.tolist())
+        return orders
+
+    first = epochs(seed=0)
+    assert first[0] != first[1] and list(range(50)) not in first
+    assert epochs(seed=0) == first
+    assert epochs(seed=1) != first
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "best", "ended_after"),
+    [
+        ([0.1, 0.3, 0.2, 0.3, 0.2], 5, 1, 5),
+        ([0.1, 0.3, 0.2, 0.3, 0.2], 2, 1, 4),
+        ([0.1, 0.2, 0.3], 1, 2, 3),
+    ],
+)
+def test_training_ends_with_the_weights_of_the_best_epoch(accuracies, patience, best, ended_after):
+    """The first of the best; and after so many epochs without a better one."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("sgd", "mse")
+    callback = common.best_epoch(patience)
+    callback.set_model(model)
+    callback.on_train_begin()
+    for epoch, accuracy in enumerate(accuracies):
+        model.set_weights([np.full((1, 1), epoch)])
+        callback.on_epoch_end(epoch, {"val_accuracy": accuracy})
+        if model.stop_training:
+            break
+    callback.on_train_end()
+    assert epoch + 1 == ended_after
+    assert model.get_weights()[0] == best
+
+
+def test_wandb_run_has_the_group_of_its_training_images(monkeypatch, sample, tmp_path):
+    told = []
+    words = ("--output-dir", tmp_path, "--project", "mine")
+    with common.Run(common.parse(cnn_basic.Options, "", list(map(str, words)))) as run:
+        monkeypatch.setattr(run, "open_wandb", lambda data, **settings: told.append(settings))
+        common.start_wandb(run, sample)
+        resumed = common.Checkpoint(
+            folder=tmp_path, config={}, learning_rate=1.0, epochs=[1, 2], wandb_id="abcd1234"
+        )
+        common.start_wandb(run, sample, resumed)
+    new, again = told
+    assert new == {
+        "epochs": (),
+        "project": "mine",
+        "group": "1760-train-images",
+        "job_type": "train",
+        "tags": ["fashion-mnist"],
+        "id": None,
+        "resume": None,
+    }
+    assert again == new | {"epochs": [1, 2], "id": "abcd1234", "resume": "allow"}
+
+
+def test_command_line_is_parsed_before_main_is_called(command_line, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cnn_basic, "main", seen.append)
+    done = command_line(cnn_basic, "--epochs", 3, "--output_dir=here")
+    assert done == (0, "", "")
+    (options,) = seen
+    assert isinstance(options, cnn_basic.Options)
+    assert (options.training.epochs, str(options.results.output_dir)) == (3, "here")
+    assert command_line(cnn_basic, "--epochs", 0).code == 2
+    assert command_line(cnn_basic, "--predict", "a.png").code == 1  # there is no model yet
+    assert len(seen) == 1
+
+
+def test_command_line_without_a_word_is_that_of_the_defaults(command_line, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cnn_basic, "main", seen.append)
+    assert command_line(cnn_basic) == (0, "", "")
+    assert seen == [cnn_basic.Options()]

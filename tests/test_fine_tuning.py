@@ -1,16 +1,23 @@
-import functools
+"""Fine-tuning: what it trains, from which batches, and how it ends."""
+
 import json
-import signal
-import subprocess
-import sys
-import time
-from types import SimpleNamespace
+import shutil
+
+from fashion import backbones
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, Result, environment
-from test_resnet50_fashion import random_backbone
+from conftest import (
+    SAMPLE,
+    Result,
+    build_small_resnet,
+    load,
+    make_files_small,
+    make_resnet_small,
+    parse,
+    train,
+)
 
 import common
 import resnet50_fashion
@@ -22,17 +29,32 @@ FAST = (
 )
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture
+def run_real(run_main, shared_cache, small_files):
+    """Runs the fine-tuning of a network of `keras.applications`."""
+    words = (*FAST, "--cache-dir", shared_cache)
+    return lambda *more: run_main(resnet50_fashion, *words, *more)
 
 
 @pytest.fixture
-def run(run_main, cache, monkeypatch, tmp_path):
-    """Runs the fine-tuning, each time anew; `--resume` is for the tests of it."""
-    monkeypatch.setattr(resnet50_fashion, "CHUNK", 20)
-    options = (*FAST, "--wandb", "disabled", "--cache-dir", cache)
-    return functools.partial(run_main, resnet50_fashion, *options)
+def run(run_real, small_resnet):
+    """Runs the fine-tuning of a small ResNet50, each time anew; `--resume` is for tests of it."""
+    return run_real
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of the small ResNet50, in it `output` and `cache`."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        make_resnet_small(patch)
+        make_files_small(patch)
+        folders = ("--output-dir", folder / "output", "--cache-dir", folder / "cache")
+        train(resnet50_fashion, *FAST, *folders)
+    return folder
+
+
+# ------------------------------------------------------------------------------- whole runs
 
 
 def kernels(layers):
@@ -41,17 +63,16 @@ def kernels(layers):
     return {w.path: w.numpy() for w in weights if w.path.startswith("conv")}
 
 
-@pytest.mark.parametrize("inputs", ["cached", "augmented"])
-def test_only_the_unfrozen_kernels_move(inputs, run):
+def check_that_only_unfrozen_kernels_move(run, inputs):
     # A head that has hardly learnt: the best epoch is one of the fine-tuning.
     weak = ("--epochs", 1, "--learning-rate", 1e-7, "--fine-tune-learning-rate", 1e-4)
     weak = (*weak, "--fine-tune-epochs", 4, "--fine-tune-batch-size", 5)
     result = run("--fine-tune-blocks", 2, "--fine-tune-inputs", inputs, *weak)
     assert result.metrics["best_epoch"] > 1
     model = result.model
-    backbone = resnet50_fashion.build_backbone("resnet50", 64, "none", seed=0)
-    before = kernels(backbone.layers)
-    frozen = kernels(resnet50_fashion.freeze("resnet50", backbone, "float32").layers)
+    backbone = resnet50_fashion.load_backbone(parse(resnet50_fashion, *FAST))
+    before = kernels(backbone.network.layers)
+    frozen = kernels(backbone.folded.layers)
     (upper,) = (kernels(layer.layers) for layer in model.layers if isinstance(layer, keras.Model))
     lower = kernels(layer for layer in model.layers if not isinstance(layer, keras.Model))
     statistics = [path for path in upper if "moving_" in path]
@@ -65,42 +86,26 @@ def test_only_the_unfrozen_kernels_move(inputs, run):
         np.testing.assert_array_equal(value, frozen[path])
 
 
+def test_only_the_unfrozen_kernels_move(run):
+    check_that_only_unfrozen_kernels_move(run, "cached")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", ["cached", "augmented"])
+def test_only_the_unfrozen_kernels_of_the_resnet50_move(inputs, run_real):
+    check_that_only_unfrozen_kernels_move(run_real, inputs)
+
+
 @pytest.mark.parametrize(
-    ("name", "features"),
-    [("resnet50", "conv5"), *((name, "conv4") for name in resnet50_fashion.BACKBONES)],
+    "name",
+    [
+        pytest.param(name, marks=() if name == "mobilenetv2" else pytest.mark.slow)
+        for name in sorted(backbones.ARCHITECTURES.keys() - {"resnet50"})
+    ],
 )
-def test_network_in_two_parts_is_the_network(name, features, sample):
-    """Whatever the cut, before any training: lower and upper part together give what the head
-    gives on the extractor's features."""
-    kind, names = resnet50_fashion.BACKBONES[name], resnet50_fashion.FEATURES[features]
-    backbone = random_backbone(name, 96)
-    blocks = resnet50_fashion.blocks_of(backbone, kind.block_starts)
-    frozen = resnet50_fashion.freeze(name, backbone, "float32")
-    stages = resnet50_fashion.stages_of(backbone, blocks)
-    extractor = resnet50_fashion.build_extractor(frozen, stages, features)
-    images = sample.test.images[:8]
-    extracted = extractor.predict(images, verbose=0)
-    values = np.concatenate([extracted[name] for name in names], axis=1)
-    # A linear head: standardised, features of random networks would be nothing but rounding errors.
-    width = values.shape[1]
-    nothing = keras.Sequential([keras.Input((width,)), keras.layers.Identity()])
-    linear = keras.Sequential([keras.Input((width,)), keras.layers.Dense(10)])
-    head = keras.Sequential([nothing, linear])
-    expected = head.predict(values, verbose=0)
-    assert expected.std() > 0.01
-    for unfreeze in 1, len(blocks) // 2:
-        cut = resnet50_fashion.cut_before(backbone, blocks, names, unfreeze)
-        network = backbone, frozen, blocks, cut, names, head, "float32"
-        lower, upper = resnet50_fashion.split_network(*network)
-        assert upper.trainable_weights
-        both = upper.predict(lower.predict(images, verbose=0), verbose=0)
-        np.testing.assert_allclose(both, expected, atol=0.01 * expected.std())
-
-
-@pytest.mark.parametrize("name", sorted(resnet50_fashion.BACKBONES.keys() - {"resnet50"}))
-def test_each_other_backbone_extracts_trains_fine_tunes_saves_and_loads(name, run):
-    result = run("--backbone", name, "--features", "conv4", "--image-size", 96)
-    test = common.load_fashion_mnist(SAMPLE, 60, 20, 20).test
+def test_each_other_backbone_extracts_trains_fine_tunes_saves_and_loads(name, run_real):
+    result = run_real("--backbone", name, "--features", "conv4", "--image-size", 96)
+    test = load(train_size=60, validation_size=20, test_size=20).test
     probabilities = result.model.predict(test.images, verbose=0)
     assert probabilities.shape == (20, 10)
     accuracy = np.mean(probabilities.argmax(1) == test.labels)
@@ -108,9 +113,11 @@ def test_each_other_backbone_extracts_trains_fine_tunes_saves_and_loads(name, ru
     assert len(result.history) == 4
 
 
-def test_cached_activations_train_as_computed_ones_and_augmented_ones_do_not(run):
-    inputs = "cached", "computed", "augmented"
-    cached, computed, augmented = (run("--fine-tune-inputs", name) for name in inputs)
+def test_cached_activations_train_as_computed_ones_and_augmented_ones_do_not(run, finished):
+    cached = Result(finished / "output")
+    computed, augmented = (run("--fine-tune-inputs", name) for name in ("computed", "augmented"))
+    names = [result.metrics["config"]["fine_tune_inputs"] for result in (cached, computed)]
+    assert names == ["cached", "computed"]
     for one, other in zip(cached.history, computed.history, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.01)
     assert cached.history[-1]["loss"] != cached.history[2]["loss"]
@@ -120,87 +127,39 @@ def test_cached_activations_train_as_computed_ones_and_augmented_ones_do_not(run
     assert not any("random" in layer.name for layer in augmented.model.layers)
 
 
-def test_augmented_images_are_flipped_and_shifted(sample):
-    images = sample.train.images[:200]
-    identity = keras.Sequential([keras.Input((28, 28), dtype="uint8"), keras.layers.Identity()])
-    augmented = resnet50_fashion.augment(identity)(images, training=True).numpy()
-    shifts = set()
-    for image, result in zip(images, augmented, strict=True):
-        padded = [np.pad(version, 3) for version in (image, image[:, ::-1])]
-        found = [
-            (flipped, y, x)
-            for flipped in (0, 1)
-            for y in range(7)
-            for x in range(7)
-            if np.array_equal(padded[flipped][y : y + 28, x : x + 28], result)
-        ]
-        assert found
-        if len(found) == 1:
-            shifts.add(found[0])
-    assert {flipped for flipped, _, _ in shifts} == {0, 1}
-    assert {y for _, y, _ in shifts} == {x for _, _, x in shifts} == {1, 2, 3, 4, 5}
-    np.testing.assert_array_equal(
-        resnet50_fashion.augment(identity)(images, training=False), images
-    )
+def test_fine_tuning_options_reach_what_they_name(run, finished):
+    results = [
+        Result(finished / "output"),
+        run("--fine-tune-learning-rate", 3e-4),
+        run("--fine-tune-batch-size", 3, "--fine-tune-epochs", 3),
+    ]
+    histories = [[row["loss"] for row in result.history] for result in results]
+    assert all(losses[:2] == histories[0][:2] for losses in histories)
+    assert [len(losses) for losses in histories] == [4, 4, 5]
+    assert len({losses[3] for losses in histories}) == 3
+    # It falls from its highest as half a cosine: of 6 steps, 3 have been done at the second epoch.
+    rates = [[row["learning_rate"] for row in result.history[2:]] for result in results]
+    assert rates[0] == pytest.approx([1e-4, 1e-4 / 2], rel=1e-3)
+    assert rates[1] == pytest.approx([3e-4, 3e-4 / 2], rel=1e-3)
+    # It rises for a tenth of the steps, 6 of 60; 20 and 40 have been done at the later epochs.
+    falling = [1e-4 * (1 + np.cos(np.pi * (step - 6) / 54)) / 2 for step in (20, 40)]
+    assert rates[2] == pytest.approx([0, *falling], rel=1e-3)
 
 
-def command(folder, cache, *options):
-    options = (*FAST, "--fine-tune-epochs", 4, "--cache-dir", cache, *options)
-    return {
-        "args": [sys.executable, ROOT / "resnet50_fashion.py", *map(str, options)],
-        "cwd": folder,
-        "env": environment(folder),
-        "text": True,
-    }
+def test_it_ends_when_it_gets_no_better_and_the_best_epoch_may_be_the_heads(run):
+    # So high a rate spoils the network, but not to the point where the loss is no number.
+    words = ("--fine-tune-learning-rate", 10, "--fine-tune-epochs", 9, "--patience", 2)
+    result = run(*words, "--epochs", 20, "--seed", 1)
+    accuracies = [row["val_accuracy"] for row in result.history]
+    head_epochs = result.metrics["fine_tuning"]["head_epochs"]
+    best = result.metrics["best_epoch"]
+    assert best == 1 + np.argmax(accuracies) <= head_epochs
+    assert len(accuracies) == head_epochs + 2
+    assert result.metrics["validation"]["accuracy"] == max(accuracies)
 
 
-def test_killed_run_resumes_to_the_same_figures(tmp_path):
-    cache = tmp_path / "cache"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in whole, killed:
-        folder.mkdir()
-    done = subprocess.run(**command(whole, cache, "--wandb", "disabled"), capture_output=True)
-    assert done.returncode == 0, done.stderr
-    output = killed / "outputs" / "resnet50_fashion"
-    state = output / "checkpoint" / "state.json"
-    process = subprocess.Popen(
-        **command(killed, cache, "--wandb", "offline"), stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not state.exists() or len(json.loads(state.read_text())["rows"]) < 3:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (folder,) = killed.glob("wandb/offline-run-*")
-
-    again = subprocess.run(**command(killed, cache), capture_output=True)
-    assert again.returncode == 2
-    assert "--resume" in again.stderr.splitlines()[-2]
-    other = subprocess.run(
-        **command(killed, cache, "--resume", "--dropout", 0.1), capture_output=True
-    )
-    assert other.returncode == 2
-    assert "had another dropout (0.3, not 0.1)" in other.stderr
-
-    resumed = subprocess.run(
-        **command(killed, cache, "--resume", "--wandb", "offline"), capture_output=True
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert "Resuming after epoch " in resumed.stdout
-    expected = Result(whole / "outputs" / "resnet50_fashion")
-    assert Result(output).without_time() == expected.without_time()
-    runs = sorted(killed.glob("wandb/offline-run-*"))
-    assert len(runs) == 2 and {path.name.split("-")[-1] for path in runs} == {
-        folder.name.split("-")[-1]
-    }
-    left = sorted(path.name for path in state.parent.iterdir())
-    best = expected.metrics["best_epoch"]
-    kept = {f"epoch-{max(best, 2) if best > 2 else best:03}.weights.h5", "epoch-006.weights.h5"}
-    assert left == sorted({*kept, "state.json"})
-
-
-@pytest.mark.parametrize("batch", [20, 60])  # it shows within the epoch, or after its only step
+# It shows within the epoch, or after its only step.
+@pytest.mark.parametrize("batch", [20, pytest.param(60, marks=pytest.mark.slow)])
 def test_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_epoch(batch, run, tmp_path):
     with pytest.raises(
         common.UserError, match=r"the loss in epoch [34] is (nan|inf): .*--resume and a"
@@ -213,86 +172,50 @@ def test_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_epoch(batch
     assert np.isfinite(result.history[-1]["loss"]) and len(result.history) == 4
 
 
-def test_fine_tuning_options_reach_what_they_name(run, cache):
-    histories = [
-        [row["loss"] for row in run(*options).history]
-        for options in (
-            (),
-            ("--fine-tune-learning-rate", 3e-4),
-            ("--fine-tune-batch-size", 30, "--fine-tune-epochs", 3),
-        )
-    ]
-    assert all(losses[:2] == histories[0][:2] for losses in histories)
-    assert [len(losses) for losses in histories] == [4, 4, 5]
-    assert len({losses[3] for losses in histories}) == 3
-
-
-def test_disk_without_room_is_an_error_before_the_work(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        resnet50_fashion.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100_000)
-    )
-    with pytest.raises(common.UserError, match=r"Features of 100 images take 0.0 GB, but .* left"):
-        run("--cache-dir", tmp_path / "small")
-
-
-TWO_DEVICES = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import common
-import tensorflow as tf
-(cpu,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
-two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-tf.distribute.experimental_set_strategy(two)
-import resnet50_fashion
-common.run_script(resnet50_fashion.main)
-"""
-
-
-def test_two_devices_compute_what_one_does(tmp_path):
-    """Features bit for bit, training curves within float32's noise, where dropout is none."""
-    sizes = ("--train-size", 300, "--validation-size", 100, "--test-size", 100)
-    # All training images in one batch of the head, since several devices shuffle differently.
-    options = (*FAST, *sizes, "--batch-size", 300, "--fine-tune-batch-size", 50, "--dropout", 0)
-    scripts = {"one": [ROOT / "resnet50_fashion.py"], "two": ["-c", TWO_DEVICES]}
-    for name, script in scripts.items():
-        folders = ("--cache-dir", tmp_path / name, "--output-dir", tmp_path / f"{name}-output")
-        words = (*script, *options, *folders, "--wandb", "disabled")
-        subprocess.run(
-            [sys.executable, *map(str, words)], cwd=tmp_path, env=environment(tmp_path), check=True
-        )
-    caches = [
-        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.npz")}
-        for name in scripts
-    ]
-    assert len(caches[0]) == 2 * 5 and caches[0] == caches[1]
-    one, two = (Result(tmp_path / f"{name}-output").history for name in scripts)
-    for expected, row in zip(one, two, strict=True):
-        assert row["loss"] == pytest.approx(expected["loss"], rel=0.01)
-        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.01)
-
-
-def test_damaged_checkpoint_and_activations_are_named(run, tmp_path):
-    cache = tmp_path / "own"
-    run("--cache-dir", cache)
-    checkpoint = tmp_path / "outputs" / "resnet50_fashion" / "checkpoint"
+def test_damaged_checkpoint_is_named_and_damaged_activations_are_computed_anew(
+    run, finished, tmp_path, capfd
+):
+    expected = Result(finished / "output").without_time()
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    words = ("--output-dir", tmp_path / "output", "--cache-dir", tmp_path / "cache")
+    checkpoint = tmp_path / "output" / "checkpoint"
     weights = checkpoint / "epoch-004.weights.h5"
     weights.write_bytes(weights.read_bytes()[:10_000])
     with pytest.raises(common.UserError, match=rf"{weights.name} is damaged .*: delete its folder"):
-        run("--cache-dir", cache, "--resume")
+        run(*words, "--resume")
     (checkpoint / "state.json").write_text("{}")
     with pytest.raises(common.UserError, match=r"state.json cannot be read: it has no .*; delete"):
-        run("--cache-dir", cache, "--resume")
+        run(*words, "--resume")
     (checkpoint / "state.json").unlink()
-    resume = []
+    damaged = []
     for name in "train", "test":
-        split = common.load_fashion_mnist(SAMPLE).splits[name]
-        (activations,) = cache.glob(f"*/activations-*/{split.digest[:16]}/000000.npz")
-        intact = activations.read_bytes()
-        content = bytearray(intact)
-        content[5000:-5000:1000] = bytes(len(content[5000:-5000:1000]))
-        activations.write_bytes(content)
-        with pytest.raises(common.UserError, match=r"activations-\d+/.* is damaged .*: delete it"):
-            run("--cache-dir", cache, *resume)
-        activations.write_bytes(intact)
-        resume = ["--resume"] if (checkpoint / "state.json").exists() else []
+        folder = load().splits[name].digest[:16]
+        damaged += tmp_path.glob(f"cache/*/activations-*/{folder}/000000.npz")
+    assert len(damaged) == 2
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        for i in range(len(content) // 3, len(content) * 2 // 3, 100):
+            content[i] ^= 1
+        path.write_bytes(content)
+    capfd.readouterr()
+    assert run(*words).without_time() == expected
+    lines = capfd.readouterr().err.splitlines()
+    assert sorted(line.split(" is damaged ")[0] for line in lines) == sorted(map(str, damaged))
+
+
+def test_more_blocks_than_there_are_is_a_usage_error(command_line, small_resnet):
+    words = ("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64)
+    done = command_line(resnet50_fashion, *words, "--fine-tune-blocks", 7)
+    assert done.code == 2
+    expected = "--fine-tune-blocks 7: only 6 blocks are before the features' end"
+    assert done.err == f"resnet50_fashion.py: error: {expected}\n"
+
+
+def test_small_resnet_is_a_resnet50_but_for_its_size():
+    """What the tests above stand on: its layers are some of those of the real one."""
+    small = build_small_resnet(include_top=False, weights=None, input_shape=(64, 64, 3))
+    real = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3))
+    ours, theirs = (
+        {(layer.name, type(layer)) for layer in network.layers[1:]} for network in (small, real)
+    )
+    assert ours < theirs

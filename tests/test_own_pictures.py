@@ -3,23 +3,26 @@
 import re
 import shutil
 
+from fashion import own_pictures
+from fashion.data import CLASS_NAMES
+
+import keras
 import numpy as np
-import predict
 import pytest
-from conftest import SAMPLE, run_script
+from conftest import SAMPLE, train
 from PIL import Image, ImageOps
 
-import common
+import cnn_basic
+import resnet50_fashion
 
 PHOTOS = 200
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder in which the baseline has been trained on the sample."""
-    folder = tmp_path_factory.mktemp("trained")
-    options = "--data-dir", SAMPLE, "--epochs", 20, "--wandb", "disabled"
-    assert run_script(folder, "cnn_basic.py", *options).returncode == 0
+    """The output folder of the baseline, trained on the sample."""
+    folder = tmp_path_factory.mktemp("trained") / "output"
+    train(cnn_basic, "--data-dir", SAMPLE, "--epochs", 20, "--output-dir", folder)
     return folder
 
 
@@ -47,36 +50,37 @@ def photos(tmp_path_factory, sample):
 def classes(output):
     """{name of a picture: the likeliest class}, as printed."""
     found = re.findall(r"^(\S+)\s+(\D+) [\d.]+%, .+ [\d.]+%, .+ [\d.]+%$", output, re.MULTILINE)
-    return {name.rsplit("/", 1)[-1]: common.CLASS_NAMES.index(label) for name, label in found}
+    return {name.rsplit("/", 1)[-1]: CLASS_NAMES.index(label) for name, label in found}
 
 
-def check_photos(folder, script, photos, sample, model):
-    done = run_script(folder, script, "--predict", photos)
-    assert done.returncode == 0, done.stderr
-    predicted = [label for _, label in sorted(classes(done.stdout).items())]
-    assert len(predicted) == PHOTOS
-    labels = sample.test.labels[:PHOTOS]
-    of_originals = model.predict(sample.test.images[:PHOTOS], verbose=0).argmax(axis=1)
-    of_photos = np.mean(predicted == labels)
-    assert of_photos >= np.mean(of_originals == labels) - 0.05
-    with Image.open(folder / "outputs" / script.removesuffix(".py") / "predictions.png") as png:
-        assert png.width == 1400
+@pytest.fixture
+def check_photos(command_line, photos, sample):
+    """Classifies the photos by the model of an output folder: nearly as well as the originals."""
+
+    def check(script, folder):
+        done = command_line(script, "--predict", photos, "--output-dir", folder)
+        assert done.code == 0, done.err
+        predicted = [label for _, label in sorted(classes(done.out).items())]
+        assert len(predicted) == PHOTOS
+        labels = sample.test.labels[:PHOTOS]
+        model = keras.saving.load_model(folder / "model.keras")
+        of_originals = model.predict(sample.test.images[:PHOTOS], verbose=0).argmax(axis=1)
+        of_photos = np.mean(predicted == labels)
+        assert of_photos >= np.mean(of_originals == labels) - 0.05
+        with Image.open(folder / "predictions.png") as png:
+            assert png.width == 1400
+
+    return check
 
 
-def load(folder, name):
-    import keras
-
-    return keras.saving.load_model(folder / "outputs" / name / "model.keras")
+def test_baseline_on_photos(trained, check_photos):
+    check_photos(cnn_basic, trained)
 
 
-def test_baseline_on_photos(trained, photos, sample):
-    check_photos(trained, "cnn_basic.py", photos, sample, load(trained, "cnn_basic"))
-
-
-def test_resnet50_on_photos(subset_run, photos, sample):
-    model = load(subset_run, "resnet50_fashion")
-    check_photos(subset_run, "resnet50_fashion.py", photos, sample, model)
-    (subset_run / "outputs" / "resnet50_fashion" / "predictions.png").unlink()
+@pytest.mark.slow
+def test_resnet50_on_photos(subset_run, check_photos):
+    check_photos(resnet50_fashion, subset_run.folder)
+    (subset_run.folder / "predictions.png").unlink()
 
 
 def shape(width=30, height=20):
@@ -97,7 +101,7 @@ SURE[13] = SURE[12] = SURE[22] = SURE[4] = False
 
 
 def check(picture_or_path):
-    image = predict.to_fashion_mnist(predict.read(picture_or_path))
+    image = own_pictures.to_fashion_mnist(own_pictures.read(picture_or_path))
     assert image.shape == (28, 28) and image.dtype == np.uint8
     assert np.abs(image - EXPECTED)[SURE].max() <= 12  # of 255: JPEG's, and palettes'
 
@@ -135,7 +139,7 @@ def test_kinds_of_pictures_become_the_same(tmp_path):
     ):
         check(path)
     path = saved(tmp_path / "white.png", Image.fromarray(white))
-    image = predict.to_fashion_mnist(predict.read(path))
+    image = own_pictures.to_fashion_mnist(own_pictures.read(path))
     assert np.array_equal(image[SURE], 255 * (EXPECTED > 0)[SURE])
 
 
@@ -143,11 +147,12 @@ def test_an_image_of_the_data_set_stays_nearly_as_it_is(tmp_path, sample):
     changes = []
     for image in sample.test.images[:50]:
         path = saved(tmp_path / "image.png", Image.fromarray(image))
-        changes.append(np.abs(predict.to_fashion_mnist(predict.read(path)) - image.astype(int)))
+        ours = own_pictures.to_fashion_mnist(own_pictures.read(path))
+        changes.append(np.abs(ours - image.astype(int)))
     assert np.median(np.mean(changes, axis=(1, 2))) < 3
 
 
-def test_what_cannot_be_used_is_named_and_the_rest_is_done(trained, tmp_path):
+def test_what_cannot_be_used_is_named_and_the_rest_is_done(trained, command_line, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     saved(folder / "a.png", Image.fromarray(shape()))
@@ -155,34 +160,50 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(trained, tmp_path):
     saved(folder / "c.png", Image.new("L", (50, 50), "gray"))
     saved(folder / "d.png", Image.new("1", (10_000, 9_000)))  # 90 million pixels
     (folder / "notes.txt").write_text("not looked at")
-    done = run_script(trained, "cnn_basic.py", "--predict", folder, tmp_path / "absent.jpg")
-    assert done.returncode == 1
-    assert list(classes(done.stdout)) == ["a.png"]
-    lines = [line for line in done.stderr.splitlines() if "not used:" in line or "error:" in line]
+    done = command_line(
+        cnn_basic, "--output-dir", trained, "--predict", folder, tmp_path / "absent.jpg"
+    )
+    assert done.code == 1
+    assert list(classes(done.out)) == ["a.png"]
+    lines = [line for line in done.err.splitlines() if "not used:" in line or "error:" in line]
     assert [line.split(":")[0].rsplit("/", 1)[-1] for line in lines[:-1]] == [
         *("b.png", "c.png", "d.png", "absent.jpg")
     ]
     assert lines[-1] == "cnn_basic.py: error: 4 of 5 pictures could not be used"
-    assert "Traceback" not in done.stderr and "notes.txt" not in done.stderr
+    assert "Traceback" not in done.err and "notes.txt" not in done.err
 
 
-@pytest.mark.parametrize("script", ["cnn_basic.py", "resnet50_fashion.py"])
-def test_without_a_model_it_says_how_to_make_one(script, tmp_path):
-    done = run_script(tmp_path, script, "--predict", "shoe.jpg", "--output-dir", "mine")
-    assert done.returncode == 1
-    expected = f"there is no mine/model.keras: `python {script} --output-dir mine` makes one"
-    assert done.stderr.splitlines()[-1] == f"{script}: error: {expected}"
+@pytest.mark.parametrize("script", [cnn_basic, resnet50_fashion])
+def test_without_a_model_it_says_how_to_make_one(script, command_line, tmp_path):
+    name = f"{script.__name__}.py"
+    done = command_line(script, "--predict", "shoe.jpg", "--output-dir", "mine")
+    assert done.code == 1
+    expected = f"there is no mine/model.keras: `python {name} --output-dir mine` makes one"
+    assert done.err == f"{name}: error: {expected}\n"
+    done = command_line(script, "--predict", "shoe.jpg")
+    expected = f"there is no outputs/{script.__name__}/model.keras: `python {name}` makes one"
+    assert done.err == f"{name}: error: {expected}\n"
     assert not (tmp_path / "mine").exists() and not (tmp_path / "outputs").exists()
 
 
-def test_a_damaged_model_or_an_empty_folder_is_an_error(trained, tmp_path):
+def test_a_damaged_model_or_an_empty_folder_is_an_error(trained, command_line, tmp_path):
     (tmp_path / "empty").mkdir()
-    done = run_script(trained, "cnn_basic.py", "--predict", tmp_path / "empty")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("empty has no picture files")
+    done = command_line(cnn_basic, "--predict", tmp_path / "empty", "--output-dir", trained)
+    assert done.code == 1
+    assert done.err.splitlines()[-1].endswith("empty has no picture files")
     outputs = tmp_path / "outputs" / "cnn_basic"
-    shutil.copytree(trained / "outputs" / "cnn_basic", outputs)
+    shutil.copytree(trained, outputs)
     (outputs / "model.keras").write_bytes(b"damaged")
-    done = run_script(tmp_path, "cnn_basic.py", "--predict", "shoe.jpg")
-    assert done.returncode == 1
-    assert "model.keras cannot be read" in done.stderr.splitlines()[-1]
+    done = command_line(cnn_basic, "--predict", "shoe.jpg")
+    assert done.code == 1
+    assert "model.keras cannot be read" in done.err.splitlines()[-1]
+
+
+def test_model_of_something_else_is_an_error(command_line, tmp_path):
+    (tmp_path / "outputs" / "cnn_basic").mkdir(parents=True)
+    path = tmp_path / "outputs" / "cnn_basic" / "model.keras"
+    keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten()]).save(path)
+    done = command_line(cnn_basic, "--predict", "shoe.jpg")
+    assert done.code == 1
+    expected = "outputs/cnn_basic/model.keras is not a model of these scripts"
+    assert done.err == f"cnn_basic.py: error: {expected}\n"

@@ -1,0 +1,122 @@
+"""What computes: precision, inference in batches, one device and two."""
+
+import subprocess
+import sys
+
+from fashion import devices, environment
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, SAMPLE, Result
+from conftest import environment as process_environment
+
+import common
+
+FAST = (
+    *("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64, "--precision", "float32"),
+    *("--train-size", 300, "--validation-size", 100, "--test-size", 100, "--epochs", 2),
+    *("--fine-tune-blocks", 1, "--fine-tune-epochs", 2, "--fine-tune-batch-size", 50),
+    # All training images in one batch of the head, since several devices shuffle differently.
+    *("--batch-size", 300, "--dropout", 0, "--wandb", "disabled"),
+)
+
+
+def test_more_gpus_than_there_are_is_a_usage_error():
+    seen = len(tf.config.list_physical_devices("GPU"))
+    with pytest.raises(common.UsageError, match=f"--gpus 99: TensorFlow sees {seen}"):
+        devices.use(99)
+
+
+@pytest.mark.skipif(
+    bool(tf.config.list_physical_devices("GPU")), reason="needs a machine without a GPU"
+)
+def test_without_gpus_the_processor_is_the_one_device():
+    for gpus in "all", 0:
+        devices.use(gpus)
+        assert devices.count() == 1
+
+
+@pytest.mark.skipif(
+    bool(tf.config.list_physical_devices("GPU")), reason="needs a machine without a GPU"
+)
+def test_precision_is_bfloat16_where_the_processor_has_it(monkeypatch):
+    for flags, expected in (
+        ("fpu avx2 avx512_bf16 sse", "bfloat16"),
+        ("amx_tile amx_bf16", "bfloat16"),
+        ("fpu avx2 avx512f", "float32"),
+        ("", "float32"),
+    ):
+        info = {"flags": flags} if flags else {}
+        monkeypatch.setattr(environment, "cpu_info", lambda info=info: info)
+        assert devices.choose_precision("auto") == expected
+        for asked_for in "float32", "bfloat16":
+            assert devices.choose_precision(asked_for) == asked_for
+
+
+def test_each_precision_is_a_dtype_policy_of_keras():
+    for precision, name in devices.DTYPES.items():
+        policy = keras.dtype_policies.get(name)
+        assert policy.compute_dtype == precision
+        assert policy.variable_dtype == "float32"
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 2345])
+def test_outputs_in_batches_are_those_of_predict(count):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(count, 7)).astype("float16")
+    model = keras.Sequential([keras.Input((7,), dtype="float16"), keras.layers.Dense(3)])
+    outputs = devices.predict_in_batches(model, inputs)
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, model.predict(inputs, verbose=0), rtol=1e-5, atol=1e-5)
+    half = devices.predict_in_batches(model, inputs, "float16")
+    np.testing.assert_array_equal(half, outputs.astype("float16"))
+
+
+def test_several_outputs_of_a_batch_keep_their_names():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, {"twice": 2 * inputs, "minus": -inputs})
+    batch = np.arange(8, dtype="float32").reshape(4, 2)
+    (outputs,) = devices.predict_batches(model, [batch])
+    np.testing.assert_array_equal(outputs["twice"], 2 * batch)
+    np.testing.assert_array_equal(outputs["minus"], -batch)
+    assert devices.predict_batches(model, []) == []
+
+
+TWO_DEVICES = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import fashion
+import tensorflow as tf
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
+two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+tf.distribute.experimental_set_strategy(two)
+import common, resnet50_fashion
+common.run_script(resnet50_fashion.main, resnet50_fashion.Options, "")
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_compute_what_one_does(tmp_path):
+    """Features bit for bit, training curves within float32's noise, where dropout is none."""
+    scripts = {"one": [ROOT / "resnet50_fashion.py"], "two": ["-c", TWO_DEVICES]}
+    for name, script in scripts.items():
+        folders = ("--cache-dir", tmp_path / name, "--output-dir", tmp_path / f"{name}-output")
+        words = (*script, *FAST, *folders)
+        subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=tmp_path,
+            env=process_environment(tmp_path),
+            check=True,
+        )
+    caches = [
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.npz")}
+        for name in scripts
+    ]
+    assert len(caches[0]) == 2 * 5 and caches[0] == caches[1]
+    one, two = (Result(tmp_path / f"{name}-output").history for name in scripts)
+    for expected, row in zip(one, two, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=0.01)
+        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.01)

@@ -1,0 +1,61 @@
+"""How a script ends: its exit code, and what it says."""
+
+import io
+import sys
+import warnings
+
+from fashion import errors
+from fashion.errors import UsageError, UserError
+
+import pytest
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Ends a script by an exception (or none): exit code, what went to stdout and to stderr."""
+
+    def end_by(error):
+        def main():
+            if error:
+                raise error
+
+        monkeypatch.setattr(sys, "argv", ["/some/where/script.py", "--an", "option"])
+        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+            errors.run_script(main)
+        return end.value.code, *capsys.readouterr()
+
+    return end_by
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (None, 0, ""),
+        (UserError("the disk is full"), 1, "script.py: error: the disk is full\n"),
+        (UsageError("--epochs: no"), 2, "script.py: error: --epochs: no\n"),
+        (KeyboardInterrupt(), 130, "\nscript.py: interrupted\n"),
+    ],
+)
+def test_exit_code_and_message(error, code, message, run):
+    assert run(error) == (code, "", message)
+
+
+def test_any_other_exception_is_a_bug_and_shows_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        errors.run_script(lambda: 1 / 0)
+
+
+def test_terminal_that_lacks_a_character_gets_its_number(monkeypatch):
+    written = io.BytesIO()
+    terminals = [io.TextIOWrapper(written, encoding="ascii", write_through=True) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", terminals[0])
+    monkeypatch.setattr(sys, "stderr", terminals[1])
+
+    def main():
+        print("224×224 …")
+        raise UserError("no “weights”")
+
+    with pytest.raises(SystemExit):
+        errors.run_script(main)
+    assert b"224\\xd7224 \\u2026\n" in written.getvalue()
+    assert b"error: no \\u201cweights\\u201d\n" in written.getvalue()

@@ -1,0 +1,291 @@
+"""The cache of features: what is in it, how it grows, what becomes of damage."""
+
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+from fashion import features
+from fashion.features import FeatureCache
+from fashion.progress import Progress
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, SAMPLE, environment, load
+
+import common
+
+pytestmark = pytest.mark.usefixtures("small_files")  # of 20 images each
+
+
+def build_network(*names):
+    """A small network: uint8 (N, 28, 28) → {name: float16 (N, 3)}, each of its own weights."""
+    images = keras.Input((28, 28), dtype="uint8")
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+
+    def values(name):
+        seed = sum(name.encode())
+        kernel = keras.initializers.GlorotUniform(seed)
+        return features.to_float16(keras.layers.Dense(3, kernel_initializer=kernel)(flat))
+
+    return keras.Model(images, {name: values(name) for name in names})
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """The cache of a network that gives "one" and "two"; it is empty."""
+    return FeatureCache(tmp_path / "cache", build_network("one", "two"))
+
+
+@pytest.fixture
+def data():
+    """70 training, 20 validation and 30 test images: 4, 1 and 2 files, of 140 images."""
+    return load(train_size=70, validation_size=20, test_size=30)
+
+
+@pytest.fixture
+def fill(open_run, data):
+    """Fills a cache with what it has of these images; gives the rate."""
+
+    def fill_it(cache, of=data):
+        progress = Progress("Features", open_run.wandb_run)
+        cache.fill(of.splits.values(), progress)
+        return progress.rate
+
+    return fill_it
+
+
+def contents(folder):
+    """What is in a cache's folder."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_pooled_are_averages_and_maxima():
+    values = np.random.default_rng(0).normal(size=(5, 4, 4, 6)).astype("float32")
+    pooled = features.pool(keras.ops.convert_to_tensor(values))
+    assert pooled.keys() == {"avg", "max", "quarters"}
+    np.testing.assert_allclose(pooled["avg"], values.mean(axis=(1, 2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(pooled["max"], values.max(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("side", [2, 3, 4, 7, 14])
+def test_quarters_are_averages_of_the_pictures_quarters(side):
+    """Row by row; where the side is odd, they share the middle line."""
+    values = np.random.default_rng(0).normal(size=(5, side, side, 6)).astype("float32")
+    pooled = features.pool(keras.ops.convert_to_tensor(values))["quarters"]
+    halves = slice(0, -(-side // 2)), slice(side // 2, side)
+    expected = [values[:, y, x].mean(axis=(1, 2)) for y in halves for x in halves]
+    assert pooled.shape[1] == 4 * 6
+    np.testing.assert_allclose(pooled, np.hstack(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_float16_of_what_is_out_of_its_range_is_its_largest_number():
+    values = keras.ops.convert_to_tensor([1e6, -1e6, 65504, 0.1, 1e-9])
+    halves = keras.ops.convert_to_numpy(features.to_float16(values))
+    assert halves.dtype == np.float16
+    assert halves.tolist() == [65504, -65504, 65504, np.float16(0.1), 0]
+
+
+def test_cache_gives_what_the_network_does(fill, cache, data):
+    assert fill(cache) > 0
+    for split in data.splits.values():
+        expected = cache.network.predict(split.images, verbose=0)
+        for names in ("one",), ("two", "one"):
+            values = cache.read(split, names)
+            assert values.dtype == np.float16
+            np.testing.assert_array_equal(values, np.hstack([expected[name] for name in names]))
+    assert fill(cache) is None  # nothing was to be done
+
+
+def test_file_holds_whole_steps_and_reading_gives_only_the_images_in_use(fill, cache, data):
+    fill(cache)
+    assert len(contents(cache.folder)) == 4 + 1 + 2
+    with np.load(cache.path(data.train, 60)) as file:  # of 70
+        assert {name: file[name].shape for name in file} == {"one": (20, 3), "two": (20, 3)}
+    chunk = cache.read_chunk(data.train, 60)
+    assert {name: values.shape for name, values in chunk.items()} == {
+        "one": (10, 3),
+        "two": (10, 3),
+    }
+    assert cache.read(data.train, ["one"]).shape == (70, 3)
+
+
+def test_cache_holds_for_subsets_and_grows(fill, cache, capsys):
+    fill(cache)
+    before = contents(cache.folder)
+    capsys.readouterr()
+    fill(cache, load(train_size=30, validation_size=20, test_size=10))
+    assert capsys.readouterr().out.endswith(f"\nFeatures: all in {cache.folder}\n")
+    assert contents(cache.folder) == before
+    fill(cache, load(train_size=90, validation_size=20, test_size=10))
+    assert "extracting 20 images" in capsys.readouterr().out
+    after = contents(cache.folder)
+    assert len(after) == 1 + len(before) and before.items() <= after.items()
+
+
+def test_pass_adds_its_features_to_those_that_are_there(fill, cache, data, capsys):
+    """In whatever order the passes come, the files are the same in the end."""
+    folder = cache.folder
+    fill(FeatureCache(folder, build_network("two", "three")))
+    one_pass = contents(folder)
+    capsys.readouterr()
+    fill(FeatureCache(folder, build_network("two", "one")))
+    assert "extracting 140 images" in capsys.readouterr().out
+    both = contents(folder)
+    assert both.keys() == one_pass.keys() and not both.items() & one_pass.items()
+    for names in ("two", "three"), ("one",), ("one", "two"):
+        fill(FeatureCache(folder, build_network(*names)))
+        assert "Features: all in" in capsys.readouterr().out
+    assert contents(folder) == both
+    other = FeatureCache(folder.with_name("other"), build_network("one", "two", "three"))
+    fill(other)
+    assert contents(other.folder) == both
+    # What a cache gives is what its own network has.
+    assert cache.read_chunk(data.train, 0).keys() == {"one", "two"}
+
+
+def test_what_a_killed_run_leaves_is_gone_on_with(fill, cache, data, capsys):
+    fill(cache)
+    whole = contents(cache.folder)
+    missing = [cache.path(data.train, 20), cache.path(data.test, 0)]
+    for path in missing:
+        path.unlink()
+    # What such a run was writing.
+    unfinished = missing[0].parent / ".incomplete-x" / missing[0].name
+    unfinished.parent.mkdir()
+    unfinished.write_bytes(b"half")
+    capsys.readouterr()
+    fill(cache)
+    assert "extracting 40 images" in capsys.readouterr().out
+    unfinished.unlink()
+    assert contents(cache.folder) == whole
+
+
+def test_what_another_process_makes_meanwhile_is_not_made_again(fill, cache, monkeypatch):
+    other = FeatureCache(cache.folder.with_name("other"), cache.network)
+    fill(other)
+    whole = contents(other.folder)
+    predict, steps = features.devices.predict_batches, []
+
+    def predict_while_another_fills(model, batches):
+        steps.append(len(batches))
+        if len(steps) == 2:
+            for path in whole:
+                (cache.folder / path).parent.mkdir(exist_ok=True)
+                (cache.folder / path).write_bytes(whole[path])
+        return predict(model, batches)
+
+    monkeypatch.setattr(features.devices, "predict_batches", predict_while_another_fills)
+    fill(cache)
+    assert len(steps) == 2
+    assert contents(cache.folder) == whole
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[150] ^= 1
+    path.write_bytes(content)
+
+
+def remove_an_image(path):
+    with np.load(path) as file:
+        np.savez(path, **{name: file[name][:-1] for name in file})
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, remove_an_image])
+def test_damaged_file_is_computed_anew_with_a_word(damage, fill, cache, data, capsys):
+    fill(cache)
+    expected, intact = cache.read(data.train, ["one", "two"]), contents(cache.folder)
+    path = cache.path(data.train, 20)
+    damage(path)
+    capsys.readouterr()
+    np.testing.assert_array_equal(cache.read(data.train, ["one", "two"]), expected)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path} is damaged (") and line.endswith(") and computed anew.")
+    assert contents(cache.folder) == intact
+
+
+def test_truncated_file_is_computed_anew_by_the_pass(fill, cache, data, capsys):
+    fill(cache)
+    intact = contents(cache.folder)
+    path = cache.path(data.train, 0)
+    path.write_bytes(path.read_bytes()[:-100])
+    capsys.readouterr()
+    fill(cache)
+    assert "extracting 20 images" in capsys.readouterr().out
+    assert contents(cache.folder) == intact
+
+
+def test_disk_without_room_is_an_error_before_the_work(fill, cache, monkeypatch):
+    free = SimpleNamespace(free=1679)  # of 140 images, 2 · 3 float16 each: 1680 bytes
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(
+        common.UserError,
+        match=r"^Features of 140 images take 0 MB, but .* has only 0 MB left: use another --cache",
+    ):
+        fill(cache)
+    assert not contents(cache.folder)
+    free.free = 1680
+    assert fill(cache) > 0
+
+
+def test_folder_that_cannot_be_is_an_error(fill, cache):
+    cache.folder.touch()
+    with pytest.raises(common.UserError, match=r"^--cache-dir: "):
+        fill(cache)
+
+
+def test_folder_that_cannot_be_written_to_is_an_error(fill, cache, data):
+    cache.folder.mkdir()
+    (cache.folder / data.train.digest[:16]).touch()  # where its folder would be
+    with pytest.raises(common.UserError, match=r"^--cache-dir: "):
+        fill(cache)
+
+
+def test_default_folder_is_among_the_users_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert features.default_cache_dir() == tmp_path / "xdg" / "fashion-mnist-features"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert features.default_cache_dir() == tmp_path / ".cache" / "fashion-mnist-features"
+
+
+# ------------------------------------------------------------------------------ real processes
+
+FAST = (
+    *("--data-dir", SAMPLE, "--wandb", "disabled", "--weights", "none", "--epochs", 2),
+    *("--image-size", 64, "--train-size", 250, "--validation-size", 10, "--test-size", 10),
+)
+
+
+@pytest.mark.slow
+def test_killed_and_concurrent_extractions_end_in_the_same_bytes(tmp_path):
+    def start(name):
+        folders = ("--cache-dir", tmp_path / name, "--output-dir", f"output-{name}")
+        words = map(str, (*FAST, *folders))
+        return subprocess.Popen(
+            [sys.executable, ROOT / "resnet50_fashion.py", *words],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+        )
+
+    disturbed = tmp_path / "disturbed"
+    assert start("undisturbed").wait(300) == 0
+    killed = start("disturbed")
+    deadline = time.monotonic() + 120
+    while not list(disturbed.rglob("0*.npz")):
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    left = contents(disturbed)
+    both = [start("disturbed"), start("disturbed")]
+    assert [process.wait(300) for process in both] == [0, 0]
+    expected = contents(tmp_path / "undisturbed")
+    assert len(expected) == 4
+    ended = contents(disturbed)
+    # The killed run may have left its temporary folder, which nothing reads.
+    assert {k: v for k, v in ended.items() if ".incomplete-" not in str(k)} == expected
+    assert {k: v for k, v in left.items() if ".incomplete-" not in str(k)}.items() <= ended.items()

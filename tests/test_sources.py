@@ -1,0 +1,125 @@
+"""Where the data set comes from: folders that are whole, damaged, or not there."""
+
+import gzip
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from fashion import sources
+
+import pytest
+from conftest import SAMPLE, load
+
+import common
+
+FILES = tuple(sources.FASHION_MNIST_SHA256)
+
+
+def unzip(path: Path) -> bytes:
+    return gzip.decompress(path.read_bytes())
+
+
+@pytest.fixture
+def keras_cache_offline(tmp_path, monkeypatch):
+    """Keras' empty cache, on a machine without network, package or apt-get."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses connections
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sources, "DEBIAN_FOLDER", tmp_path / "usr-share")
+    return tmp_path / "keras" / "datasets" / "fashion-mnist"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the sample that a test may damage."""
+    return shutil.copytree(SAMPLE, tmp_path / "copy")
+
+
+def test_damaged_file_is_named_with_both_digests(copy):
+    path = copy / f"{FILES[0]}.gz"
+    payload = bytearray(unzip(path))
+    payload[5000] ^= 1
+    path.write_bytes(gzip.compress(bytes(payload)))
+    expected = hashlib.sha256(unzip(SAMPLE / f"{FILES[0]}.gz")).hexdigest()
+    with pytest.raises(common.UserError) as error:
+        load(copy)
+    for part in str(path), expected, hashlib.sha256(payload).hexdigest():
+        assert part in str(error.value)
+
+
+def test_truncated_and_missing_files_are_named(copy):
+    path = copy / f"{FILES[1]}.gz"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(common.UserError, match=f"{FILES[1]}.gz is damaged"):
+        load(copy)
+    path.unlink()
+    with pytest.raises(common.UserError, match=f"there is no .*{FILES[1]}"):
+        load(copy)
+
+
+def test_data_dir_without_sums_must_be_fashion_mnist(copy):
+    (copy / "SHA256SUMS").unlink()
+    with pytest.raises(common.UserError, match=sources.FASHION_MNIST_SHA256[FILES[0]]):
+        load(copy)
+
+
+def test_sums_must_name_all_four_files(copy):
+    sums = (copy / "SHA256SUMS").read_text().splitlines()
+    (copy / "SHA256SUMS").write_text("\n".join(sums[:3]))
+    with pytest.raises(common.UserError, match=rf"SHA256SUMS must name {', '.join(FILES)}"):
+        load(copy)
+
+
+def test_right_digest_of_a_wrong_format_is_an_error(copy):
+    payload = b"not an IDX file"
+    (copy / f"{FILES[0]}.gz").write_bytes(gzip.compress(payload))
+    sums = (copy / "SHA256SUMS").read_text().splitlines()
+    sums[0] = f"{hashlib.sha256(payload).hexdigest()}  {FILES[0]}"
+    (copy / "SHA256SUMS").write_text("\n".join(sums))
+    with pytest.raises(common.UserError, match="not an IDX file of unsigned bytes"):
+        load(copy)
+
+
+def test_uncompressed_files_are_read(copy, sample):
+    for name in FILES:
+        path = copy / f"{name}.gz"
+        (copy / name).write_bytes(unzip(path))
+        path.unlink()
+    assert load(copy).train.digest == sample.train.digest
+
+
+def test_no_source_at_all_lists_every_place_and_the_ways_out(keras_cache_offline):
+    with pytest.raises(common.UserError) as error:
+        load(None)
+    for part in str(keras_cache_offline), "usr-share", "Connection refused", "'apt-get'":
+        assert part in str(error.value)
+    assert "--data-dir" in str(error.value)
+    assert "apt-get install dataset-fashion-mnist" in str(error.value)
+    assert not list(keras_cache_offline.iterdir())  # nothing half-written
+
+
+def test_bad_file_in_the_cache_is_reported_and_passed_over(
+    whole_folder, keras_cache_offline, capsys, monkeypatch
+):
+    shutil.copytree(SAMPLE, keras_cache_offline)  # not the four files that belong there
+    monkeypatch.setattr(sources, "DEBIAN_FOLDER", whole_folder)
+    assert load(None).source.startswith(str(whole_folder))
+    assert f"{keras_cache_offline / FILES[0]}.gz has SHA-256" in capsys.readouterr().err
+
+
+def test_keras_cache_comes_first(whole_folder, keras_cache_offline, monkeypatch, capsys):
+    shutil.copytree(whole_folder, keras_cache_offline)
+    monkeypatch.setattr(sources, "DEBIAN_FOLDER", whole_folder)
+    assert load(None).source == f"{keras_cache_offline} (Keras' cache)"
+    assert capsys.readouterr().err == ""
+
+
+def test_download_is_verified_before_it_gets_into_the_cache(whole_folder, tmp_path):
+    def truncated():
+        yield FILES[1], (whole_folder / f"{FILES[1]}.gz").read_bytes()
+        yield FILES[0], (whole_folder / f"{FILES[0]}.gz").read_bytes()[:-100]
+
+    with pytest.raises(Exception, match=f"the fetched {FILES[0]}.gz is damaged"):
+        sources._store(tmp_path / "cache", truncated)
+    assert os.listdir(tmp_path / "cache") == [f"{FILES[1]}.gz"]

@@ -1,0 +1,366 @@
+"""Weights & Biases: what is in an offline run's files, and when a run is offline."""
+
+import collections
+import gzip
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fashion import pictures, tracking
+from fashion.data import CLASS_NAMES
+from fashion.errors import UserError
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, SAMPLE, SAMPLE_SIZES, environment, read_wandb_run, run_script
+from PIL import Image
+
+# --------------------------------------------------------------------------- what it is told
+
+
+@pytest.fixture
+def wandb_records(offline_run):
+    """Summary, {history key: value}, and artifacts by type, of a script's W&B run."""
+    history = {}
+    for row in offline_run.wandb.rows:
+        history |= row
+    artifacts = collections.defaultdict(list)
+    for record in offline_run.wandb.records:
+        if record["type"] == "artifact":
+            artifacts[record["artifact"]["type"]].append(record["artifact"])
+    return offline_run.wandb.summary, history, artifacts
+
+
+@pytest.fixture
+def run_folder(offline_run):
+    """The folder of a script's W&B run."""
+    (folder,) = offline_run.folder.glob("wandb/offline-run-*")
+    return folder
+
+
+@pytest.fixture
+def tables(run_folder, wandb_records):
+    """The rows, as dictionaries, of each table of a script's W&B run."""
+    _, history, _ = wandb_records
+    tables = {}
+    for key, path in history.items():
+        if key.endswith(".path") and path.endswith(".table.json"):
+            table = json.loads((run_folder / "files" / path).read_text())
+            rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+            tables[key.removesuffix(".path")] = rows
+    return tables
+
+
+@pytest.fixture
+def metrics(offline_run):
+    return offline_run.result.metrics
+
+
+def test_wandb_has_the_options_and_what_the_run_stands_on(offline_run, metrics):
+    assert offline_run.wandb.started["project"] == "mine"
+    config = offline_run.wandb.summary["config"]
+    for name in "data", "weights", "versions":
+        assert config[name] == metrics[name]
+    for name, value in metrics["config"].items():
+        # Of the option --weights and the record of that name, the latter counts, and has both.
+        assert value == (config[name]["source"] if name == "weights" else config[name])
+    assert metrics["versions"]["keras"] == keras.__version__
+    if metrics["model"] == "cnn_basic":
+        assert {name: metrics["data"][name] for name in SAMPLE_SIZES} == SAMPLE_SIZES
+
+
+def test_wandb_has_the_epochs(offline_run):
+    logged = [row for row in offline_run.wandb.rows if "epoch/epoch" in row]
+    history = offline_run.result.history
+    for row, logged_row in zip(history, logged, strict=True):
+        for name, value in row.items():
+            assert logged_row[f"epoch/{name}"] == pytest.approx(value), name
+    best = max(row["val_accuracy"] for row in history)
+    summary = offline_run.wandb.summary["summary"]
+    assert summary["epoch/val_accuracy"]["max"] == pytest.approx(best)
+
+
+def test_wandb_has_the_summary(wandb_records, metrics):
+    run, _, _ = wandb_records
+    summary = run["summary"]
+    for part in "train", "validation", "test":
+        for name in "accuracy", "loss", "interval95", "expected_calibration_error":
+            assert summary[f"{part}/{name}"] == pytest.approx(metrics[part][name])
+    for part in "parameters", "memory", "seconds":
+        for name, value in metrics[part].items():
+            assert summary[f"{part}/{name}"] == pytest.approx(value)
+    assert summary["best/epoch"] == metrics["best_epoch"]
+    assert summary["best/val_accuracy"] == summary["epoch/val_accuracy"]["max"]
+    assert 0.3 < metrics["memory"]["peak_gb"] < 3
+
+
+def test_wandb_has_the_confusion_matrix_and_the_classes(tables, metrics):
+    matrix = np.zeros((10, 10), int)
+    for row in tables["test/confusion_matrix_table"]:
+        i, j = (CLASS_NAMES.index(row[name]) for name in ("Actual", "Predicted"))
+        matrix[i, j] = row["nPredictions"]
+    assert matrix.tolist() == metrics["test"]["confusion_matrix"]
+    assert matrix.sum(axis=1).tolist() == [row["support"] for row in tables["test/per_class"]]
+    assert matrix.sum() == metrics["data"]["test"]
+    assert np.trace(matrix) / matrix.sum() == metrics["test"]["accuracy"]
+    assert tables["test/per_class"] == metrics["test"]["per_class"]
+
+
+def test_wandb_has_mistakes_and_examples_with_legible_pictures(tables, metrics, wandb_records):
+    matrix = np.array(metrics["test"]["confusion_matrix"])
+    mistakes, examples = tables["test/mistakes"], tables["test/examples"]
+    assert len(mistakes) == min(100, matrix.sum() - np.trace(matrix))
+    assert all(row["true"] != row["predicted"] and not row["correct"] for row in mistakes)
+    confidences = [row["confidence"] for row in mistakes]
+    assert confidences == sorted(confidences, reverse=True)
+    assert collections.Counter(row["true"] for row in examples) == dict.fromkeys(CLASS_NAMES, 10)
+    assert all(row["correct"] == (row["true"] == row["predicted"]) for row in examples)
+    assert all(row["top three"].startswith(row["predicted"]) for row in mistakes + examples)
+
+    # The picture in a row is the one at its position in the data set's file, four times as large.
+    _, _, artifacts = wandb_records
+    whole = (SAMPLE / "t10k-images-idx3-ubyte.gz").read_bytes()
+    images = np.frombuffer(gzip.decompress(whole)[16:], "uint8").reshape(-1, 28, 28)
+    (artifact,) = (a for a in artifacts["run_table"] if "mistakes" in a["name"])
+    shown = {
+        entry["path"]: np.asarray(Image.open(entry["local_path"]))
+        for entry in artifact["manifest"]["contents"]
+        if entry["path"].endswith(".png")
+    }
+    enlarged = [
+        Image.fromarray(images[row["position"]]).resize((112, 112), Image.Resampling.NEAREST)
+        for row in mistakes
+    ]
+    assert sorted(picture.tobytes() for picture in shown.values()) == sorted(
+        {picture.tobytes() for picture in enlarged}
+    )
+
+
+def test_wandb_has_the_curves(tables, offline_run, metrics):
+    history = offline_run.result.history
+    for metric in "accuracy", "loss":
+        rows = tables[f"report/{metric}_table"]
+        for key, name in ("train", metric), ("validation", f"val_{metric}"):
+            line = {row["step"]: row["lineVal"] for row in rows if row["lineKey"] == key}
+            assert line == pytest.approx({row["epoch"]: row[name] for row in history})
+    lines = collections.defaultdict(list)
+    for row in tables["test/coverage_table"]:
+        lines[row["lineKey"]].append(row["lineVal"])
+    assert lines["test"][-1] == metrics["test"]["accuracy"]
+    assert lines["validation"][-1] == metrics["validation"]["accuracy"]
+    reliability = {row["lineKey"] for row in tables["test/reliability_table"]}
+    assert reliability == {"validation", "test", "ideal"}
+
+
+def test_wandb_has_the_pictures_and_the_page(wandb_records, run_folder, offline_run):
+    _, history, _ = wandb_records
+    output = offline_run.result.folder
+    for name in pictures.NAMES:
+        logged = run_folder / "files" / history[f"report/{name.removesuffix('.png')}.path"]
+        assert logged.read_bytes() == (output / name).read_bytes()
+    page = run_folder / "files" / history["report/page.path"]
+    assert page.read_text().strip() == (output / "report.html").read_text().strip()
+
+
+def test_wandb_has_code_data_and_model(wandb_records, offline_run, metrics):
+    run, _, artifacts = wandb_records
+    script = metrics["model"]
+    (code,) = artifacts["code"]
+    files = {e["path"]: e["local_path"] for e in code["manifest"]["contents"]}
+    rooms = {f"fashion/{path.name}" for path in (ROOT / "fashion").glob("*.py")}
+    assert files.keys() == {f"{script}.py", "common.py", "requirements.txt"} | rooms
+    for name, path in files.items():
+        assert Path(path).read_text() == (ROOT / name).read_text()
+    (data,) = artifacts["dataset"]
+    (sums,) = data["manifest"]["contents"]
+    assert int(sums["size"]) < 1000  # and not the images
+    lines = Path(sums["local_path"]).read_text().splitlines()
+    assert dict(reversed(line.split()) for line in lines) == metrics["data"]["sha256"]
+    assert json.loads(data["metadata"]) == metrics["data"]
+    (model,) = artifacts["model"]
+    (entry,) = model["manifest"]["contents"]
+    saved = (offline_run.result.folder / "model.keras").read_bytes()
+    assert Path(entry["local_path"]).read_bytes() == saved
+    metadata = json.loads(model["metadata"])
+    for name in "data", "weights", "train", "validation", "config":
+        assert metadata[name] == metrics[name]
+    assert metadata["test"].items() <= metrics["test"].items()
+    if script == "resnet50_fashion":
+        assert re.fullmatch("[0-9a-f]{64}", metadata["weights"]["sha256"])
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    assert run["config"]["versions"]["commit"].removesuffix("-dirty") == commit
+
+
+def test_both_scripts_log_under_the_same_names(offline_runs):
+    logged, started = {}, {}
+    for script, run in offline_runs.items():
+        logged[script] = {
+            key.removesuffix(".path")
+            for row in run.wandb.rows
+            for key in row
+            if key.endswith(".path") or "." not in key
+        }
+        first = run.wandb.started
+        started[script] = {key: first[key] for key in ("job_type", "tags", "project")}
+        size = run.wandb.summary["config"]["data"]["train"]
+        assert first["run_group"] == f"{size}-train-images"
+    assert started["cnn_basic"] == started["resnet50_fashion"]
+    assert started["cnn_basic"]["tags"] == ["fashion-mnist"]
+    extraction = {"features/images", "features/images_per_second", "features/seconds"}
+    assert logged["resnet50_fashion"] - logged["cnn_basic"] == extraction
+    assert logged["cnn_basic"] <= logged["resnet50_fashion"]
+
+
+def test_what_waits_for_its_upload_is_beside_the_run(wandb_records, offline_run):
+    _, _, artifacts = wandb_records
+    for artifact in [a for kind in artifacts.values() for a in kind]:
+        for entry in artifact["manifest"]["contents"]:
+            assert Path(entry["local_path"]).is_relative_to(offline_run.folder / "wandb")
+            assert Path(entry["local_path"]).exists()
+
+
+def test_without_a_key_auto_is_offline_without_a_word(offline_run, run_folder):
+    assert offline_run.result.metrics["config"]["wandb"] == "auto"
+    assert "no key" not in offline_run.out
+    assert list(run_folder.glob("*.wandb"))
+
+
+# ------------------------------------------------------------------- whether it is online
+
+
+@pytest.fixture
+def no_credentials(tmp_path, monkeypatch):
+    """An environment without a key, whose home is a folder of the test's own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in "NETRC", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
+    return tmp_path
+
+
+@pytest.fixture
+def start(no_credentials):
+    """Opens a W&B run in this process, with its files in a folder of the test's own."""
+    opened = []
+
+    def open_one(wanted, **settings):
+        opened.append(tracking.start(wanted, dir=str(no_credentials), **settings))
+        return opened[-1]
+
+    yield open_one
+    for run in opened:
+        run.finish()
+
+
+def test_run_without_a_key_is_offline_and_says_so_if_online_was_wanted(start, capsys, tmp_path):
+    run = start("online", project="mine", config={"epochs": 3})
+    assert run.offline and not run.disabled
+    assert (run.project, dict(run.config)) == ("mine", {"epochs": 3})
+    assert capsys.readouterr().out == (
+        "W&B: no key, so this run stays offline; `wandb login` configures one.\n"
+    )
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    look, sync = tracking.ways_to_look(run)
+    assert "wandb leet " in look and "wandb sync " in sync
+
+
+def test_disabled_run_takes_everything_and_leaves_nothing(start, sample, tmp_path):
+    run = start("disabled")
+    assert run.disabled
+    tracking.log_inputs(run, "cnn_basic", sample)
+    assert tracking.ways_to_look(run) == []
+    run.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_credentials_are_found_where_wandb_has_them(no_credentials, monkeypatch):
+    url = "https://api.wandb.ai"
+    assert not tracking._has_wandb_key(url)
+    entry = f"machine api.wandb.ai login user password {40 * 'a'}\n"
+    for path, other in (".netrc", "_netrc"), ("_netrc", ".netrc"), ("elsewhere", ".netrc"):
+        monkeypatch.setenv("NETRC", str(no_credentials / "elsewhere"))
+        (no_credentials / path).write_text(entry)
+        (no_credentials / other).write_text(entry.replace("api.wandb.ai", "example.com"))
+        assert tracking._has_wandb_key(url)
+        (no_credentials / path).write_text("no such file format")
+        assert not tracking._has_wandb_key(url)
+        (no_credentials / path).unlink()
+    for name in "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE":
+        monkeypatch.setenv(name, "given")
+        assert tracking._has_wandb_key(url)
+        monkeypatch.delenv(name)
+
+
+def test_folder_that_cannot_be_written_to_is_an_error(start, sample, tmp_path, monkeypatch):
+    run = start("offline")
+    (tmp_path / "nowhere").touch()
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "nowhere" / "data"))
+    with pytest.raises(UserError, match=r"^W&B: "):
+        tracking.log_inputs(run, "cnn_basic", sample)
+
+
+def test_trial_of_a_sweep_logs_no_model(open_run, tmp_path, monkeypatch):
+    """Hundreds of them would be uploaded. (A whole trial is in test_sweeps.py.)"""
+    logged = []
+    (tmp_path / "model.keras").write_bytes(b"a model")
+    run = open_run.wandb_run
+    monkeypatch.setattr(run, "log_artifact", logged.append)
+    tracking.log_model(run, tmp_path / "model.keras", "cnn_basic", {"a": 1})
+    (artifact,) = logged
+    assert (artifact.type, artifact.name, artifact.metadata) == ("model", "cnn_basic", {"a": 1})
+    monkeypatch.setattr(type(run), "sweep_id", "abcd1234")
+    tracking.log_model(run, tmp_path / "model.keras", "cnn_basic", {"a": 1})
+    assert logged == [artifact]
+
+
+# ------------------------------------------------------------------------------ real processes
+
+
+@pytest.mark.slow
+def test_key_without_network_goes_on_offline(tmp_path):
+    start = time.monotonic()
+    words = ("--data-dir", SAMPLE, "--epochs", 1)
+    nowhere = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = run_script(tmp_path, "cnn_basic.py", *words, **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 60
+    assert "W&B: not online, so this run stays offline" in done.stdout
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow
+def test_folder_that_wandb_cannot_write_ends_a_script_in_one_line(tmp_path):
+    (tmp_path / "nowhere").touch()
+    words = ("--data-dir", SAMPLE, "--epochs", 1, "--wandb", "offline")
+    done = run_script(
+        tmp_path, "cnn_basic.py", *words, WANDB_DATA_DIR=str(tmp_path / "nowhere" / "data")
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("cnn_basic.py: error: W&B: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_run_leaves_a_readable_run_and_no_output(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-u", ROOT / "cnn_basic.py", "--data-dir", SAMPLE, "--epochs", "100000"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("Epoch 30/"):
+            break
+    process.kill()
+    process.wait()
+    assert not list((tmp_path / "outputs" / "cnn_basic").iterdir())
+    run = read_wandb_run(tmp_path)
+    assert len(run.rows) >= 10
+    assert all(0 < row["epoch/val_accuracy"] <= 1 for row in run.rows)
+    assert SAMPLE_SIZES["train"] == run.summary["config"]["data"]["train"]
