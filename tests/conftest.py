@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from fashion import backbones, downloads, features, sources
+from fashion import backbones, downloads, features, pictures, sources
 from fashion.options import Options
 from fashion.run import OUTPUT_FILES, Run
 
@@ -82,7 +82,10 @@ class Result:
 def train(script: ModuleType, *words: object) -> Result:
     """Runs a script's `main` within this process, where TensorFlow is imported already."""
     parsed = parse(script, "--wandb", "disabled", *words)
-    script.main(parsed)
+    with pytest.MonkeyPatch.context() as patch:
+        # Of a short run, half of the time would be its pictures': here they are not laid out.
+        patch.setitem(pictures.STYLE, "figure.constrained_layout.use", False)
+        script.main(parsed)
     return Result(parsed.results.output_dir)
 
 

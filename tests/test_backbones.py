@@ -19,8 +19,8 @@ import resnet50_fashion
 
 @pytest.fixture(scope="module")
 def network():
-    """A random ResNet50 whose BatchNormalization layers do something."""
-    return random_network("resnet50", 64)
+    """A random MobileNetV2 whose BatchNormalization layers do something."""
+    return random_network("mobilenetv2", 64)
 
 
 def write_legacy(model, path):
@@ -45,7 +45,7 @@ def weights(network, tmp_path_factory):
 
 
 def digest(network):
-    return backbones.Backbone("resnet50", network, network, "float32").digest
+    return backbones.Backbone("mobilenetv2", network, network, "float32").digest
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,8 @@ def test_stages_and_blocks_are_the_papers(name, conv3, conv4, conv5, blocks):
     assert shapes == [conv3, conv4, conv5]
 
 
-def test_stages_of_the_resnet50_end_where_its_blocks_do(network):
+def test_stages_of_the_resnet50_end_where_its_blocks_do():
+    network = random_network("resnet50", 64)
     backbone = backbones.Backbone("resnet50", network, network, "float32")
     at = {
         stage: backbones.activations_at(network, block) for stage, block in backbone.stages.items()
@@ -86,7 +87,7 @@ def test_both_layouts_load_whatever_the_file_is_called(network, weights, tmp_pat
     for name, other in ("current.weights.h5", "some.h5"), ("legacy.h5", "some.weights.h5"):
         (tmp_path / other).write_bytes((weights / name).read_bytes())
         for path in weights / name, tmp_path / other:
-            loaded = backbones.load_network("resnet50", 64, str(path), seed=1)
+            loaded = backbones.load_network("mobilenetv2", 64, str(path), seed=1)
             assert digest(loaded) == expected
             assert not loaded.trainable_weights
 
@@ -100,17 +101,17 @@ def test_digest_is_of_all_the_weights_values_and_of_nothing_else(network):
 
 
 def test_cache_is_of_a_network_a_size_a_precision_and_weights(network):
-    backbone = backbones.Backbone("resnet50", network, network, "float32")
+    backbone = backbones.Backbone("mobilenetv2", network, network, "float32")
     names = [
         backbone.cache_name,
         dataclasses.replace(backbone, precision="bfloat16").cache_name,
-        dataclasses.replace(backbone, network=random_network("resnet50", 96)).cache_name,
+        dataclasses.replace(backbone, network=random_network("mobilenetv2", 96)).cache_name,
         dataclasses.replace(
-            backbone, network=backbones.load_network("resnet50", 64, "none", 0)
+            backbone, network=backbones.load_network("mobilenetv2", 64, "none", 0)
         ).cache_name,
     ]
-    assert names[0] == f"resnet50-64-bilinear-float32-{backbone.digest[:16]}"
-    assert names[2].startswith("resnet50-96-")
+    assert names[0] == f"mobilenetv2-64-bilinear-float32-{backbone.digest[:16]}"
+    assert names[2].startswith("mobilenetv2-96-")
     assert len(set(names)) == 4
     assert backbone.record("some.h5") == {
         "source": "some.h5",
@@ -172,6 +173,7 @@ def test_imagenet_weights_without_network_are_an_error_with_the_way_out(
     assert not list((tmp_path / "outputs" / "resnet50_fashion").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(backbones.ARCHITECTURES))
 def test_named_download_is_kerass_own(name, monkeypatch, tmp_path):
     """What the way out names is what Keras itself would fetch."""

@@ -172,15 +172,13 @@ def test_each_option_is_free_or_not():
     assert resnet50_fashion.Options().config().keys() == FREE.keys() | ANOTHER.keys() | neither
 
 
-@pytest.mark.parametrize("option", ANOTHER)
-def test_run_with_another_option_is_not_resumed(option, unfinished, open_with):
-    value = ANOTHER[option]
-    default = resnet50_fashion.Options().config()[option] if option != "fine_tune_blocks" else 1
-    with pytest.raises(common.UsageError) as error:
-        open_with("--resume", f"--{option}={value}")
-    assert str(error.value) == (
-        f"--resume: the run in {unfinished.folder} had another {option} ({default}, not {value})"
-    )
+def test_run_with_another_option_is_not_resumed(unfinished, open_with):
+    before = resnet50_fashion.Options().config() | {"fine_tune_blocks": 1}
+    for option, value in ANOTHER.items():
+        with pytest.raises(common.UsageError) as error:
+            open_with("--resume", f"--{option}={value}")
+        expected = f"had another {option} ({before[option]}, not {value})"
+        assert str(error.value) == f"--resume: the run in {unfinished.folder} {expected}"
 
 
 def test_run_with_another_recipe_or_mirrored_copies_is_not_resumed(unfinished, open_with):
@@ -326,10 +324,10 @@ def test_interrupted_run_resumes_to_the_same_figures(inputs, run, tmp_path, monk
     assert resumed.without_time() == expected.without_time()
     assert resumed.metrics["fine_tuning"] == {"head_epochs": 2}
 
-    # Of a finished run, only its results are made again.
-    again = run(*words, "interrupted", "--resume")
-    assert again.without_time() == expected.without_time()
-    assert again.history == resumed.history
+    if inputs == "augmented":  # of a finished run, only its results are made again
+        again = run(*words, "interrupted", "--resume")
+        assert again.without_time() == expected.without_time()
+        assert again.history == resumed.history
 
 
 def command(folder, cache, *words):

@@ -96,13 +96,8 @@ def test_only_the_unfrozen_kernels_of_the_resnet50_move(inputs, run_real):
     check_that_only_unfrozen_kernels_move(run_real, inputs)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "mobilenetv2" else pytest.mark.slow)
-        for name in sorted(backbones.ARCHITECTURES.keys() - {"resnet50"})
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(backbones.ARCHITECTURES.keys() - {"resnet50"}))
 def test_each_other_backbone_extracts_trains_fine_tunes_saves_and_loads(name, run_real):
     result = run_real("--backbone", name, "--features", "conv4", "--image-size", 96)
     test = load(train_size=60, validation_size=20, test_size=20).test

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from conftest import random_network
 
-ALL = sorted(backbones.ARCHITECTURES)
+QUICK = "resnet50", "mobilenetv2", "efficientnetb0"
+ALL = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in sorted(backbones.ARCHITECTURES)
+]
 
 
 def norms(network):

@@ -3,7 +3,7 @@
 import re
 import shutil
 
-from fashion import own_pictures
+from fashion import own_pictures, pictures
 from fashion.data import CLASS_NAMES
 
 import keras
@@ -54,8 +54,9 @@ def classes(output):
 
 
 @pytest.fixture
-def check_photos(command_line, photos, sample):
+def check_photos(command_line, photos, sample, monkeypatch):
     """Classifies the photos by the model of an output folder: nearly as well as the originals."""
+    monkeypatch.setattr(pictures, "DRAWN", 5)  # which takes long
 
     def check(script, folder):
         done = command_line(script, "--predict", photos, "--output-dir", folder)
@@ -67,7 +68,9 @@ def check_photos(command_line, photos, sample):
         of_originals = model.predict(sample.test.images[:PHOTOS], verbose=0).argmax(axis=1)
         of_photos = np.mean(predicted == labels)
         assert of_photos >= np.mean(of_originals == labels) - 0.05
-        with Image.open(folder / "predictions.png") as png:
+        path = folder / "predictions.png"
+        assert done.out.endswith(f"\n{path} shows what the model saw of the first 5.\n")
+        with Image.open(path) as png:
             assert png.width == 1400
 
     return check

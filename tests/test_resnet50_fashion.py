@@ -8,7 +8,16 @@ from fashion.recipes import RECIPES
 import keras
 import numpy as np
 import pytest
-from conftest import SAMPLE, build_small_resnet, load, make_files_small, parse, train
+from conftest import (
+    SAMPLE,
+    Result,
+    build_small_resnet,
+    load,
+    make_files_small,
+    make_resnet_small,
+    parse,
+    train,
+)
 from PIL import Image
 
 import resnet50_fashion
@@ -152,7 +161,10 @@ def digest_of(result):
     return result.metrics["weights"]["sha256"][:16]
 
 
-@pytest.mark.parametrize(("precision", "images"), [("float32", 40), ("bfloat16", 420)])
+@pytest.mark.parametrize(
+    ("precision", "images"),
+    [("float32", 40), pytest.param("bfloat16", 420, marks=pytest.mark.slow)],
+)
 def test_saved_model_is_the_head_on_the_cached_features(precision, images, run_real, shared_cache):
     sizes = ("--train-size", images, "--validation-size", 40, "--test-size", 40)
     result = run_real("--features", "conv4", "--precision", precision, *sizes)
@@ -174,16 +186,27 @@ def test_saved_model_is_the_head_on_the_cached_features(precision, images, run_r
     assert np.mean(by_head.argmax(1) == by_model.argmax(1)) >= 0.99
 
 
-def test_figures_are_the_same_whether_or_not_the_features_were_cached(run, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The folder of a run of the small ResNet50 by default, in it `output` and `cache`."""
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        make_resnet_small(patch)
+        make_files_small(patch)
+        folders = ("--output-dir", folder / "output", "--cache-dir", folder / "cache")
+        train(resnet50_fashion, *FAST, *SMALL, *folders)
+    return folder
+
+
+def test_figures_are_the_same_whether_or_not_the_features_were_cached(run, plain, tmp_path, capsys):
     """A pass stops at the last stage that is used. One to conv5 holds for it, and adds to it."""
-    first, second = tmp_path / "first", tmp_path / "second"
+    first, second = tmp_path / "first", plain / "cache"
     conv4 = run("--cache-dir", first, "--features", "conv4")
     expected, layers = conv4.without_time(), [layer.name for layer in conv4.model.layers]
     assert "conv4_block1_out" in layers
     assert not any(name.startswith("conv5") for name in layers)
-    conv5 = run("--cache-dir", second)
+    conv5 = Result(plain / "output")
     assert conv5.metrics["extraction"]["images_per_second"] > 0
-    conv5 = conv5.without_time()
 
     capsys.readouterr()
     cached = run("--cache-dir", second, "--features", "conv4")
@@ -192,7 +215,7 @@ def test_figures_are_the_same_whether_or_not_the_features_were_cached(run, tmp_p
     assert cached.without_time() == expected
     added = run("--cache-dir", first)
     assert "extracting 80 images" in capsys.readouterr().out
-    assert added.without_time() == conv5 != expected
+    assert added.without_time() == conv5.without_time() != expected
     files = [
         {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*.npz")}
         for cache in (first, second)
@@ -301,12 +324,10 @@ def test_option_reaches_what_it_names(option, results):
     assert not shows(plain), "the default would have passed as well"
 
 
-def test_batch_size_and_seed_change_the_training(run):
-    plain, size, seed = (
-        [row["loss"] for row in run(*words).history]
-        for words in ((), ("--batch_size=10",), ("--seed", 1))
-    )
-    assert plain != size and plain != seed
+def test_batch_size_and_seed_change_the_training(run, plain):
+    results = Result(plain / "output"), run("--batch_size=10"), run("--seed", 1)
+    losses = [[row["loss"] for row in result.history] for result in results]
+    assert losses[0] != losses[1] and losses[0] != losses[2]
 
 
 def test_every_option_has_a_test():
