@@ -15,8 +15,6 @@ from PIL import Image, ImageOps
 import cnn_basic
 import resnet50_fashion
 
-PHOTOS = 200
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -26,12 +24,10 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, sample):
-    """Test images as photos: 300×400, dark on white, off-centre; every fourth with an alpha."""
-    folder = tmp_path_factory.mktemp("photos")
+def write_photos(folder, images):
+    """Images as photos: 300×400, dark on white, off-centre; every fourth with an alpha."""
     rng = np.random.default_rng(0)
-    for i, image in enumerate(sample.test.images[:PHOTOS]):
+    for i, image in enumerate(images):
         garment = ImageOps.invert(Image.fromarray(image)).resize((220, 220), Image.BICUBIC)
         photo = Image.new("L", (300, 400), "white")
         corner = int(rng.integers(0, 80)), int(rng.integers(0, 180))
@@ -44,7 +40,6 @@ def photos(tmp_path_factory, sample):
         photo.paste(0, mask=ImageOps.invert(alpha))
         photo.putalpha(alpha)
         photo.save(folder / f"{i:03}.png")
-    return folder
 
 
 def classes(output):
@@ -53,37 +48,33 @@ def classes(output):
     return {name.rsplit("/", 1)[-1]: CLASS_NAMES.index(label) for name, label in found}
 
 
-@pytest.fixture
-def check_photos(command_line, photos, sample, monkeypatch):
-    """Classifies the photos by the model of an output folder: nearly as well as the originals."""
+def check_photos(command_line, script, folder, photos, test):
+    """Classifies 200 test images as photos, nearly as well as the images themselves.
+
+    `folder` has the script's model; `photos` is an empty folder.
+    """
+    images, labels = test.images[:200], test.labels[:200]
+    write_photos(photos, images)
+    done = command_line(script, "--predict", photos, "--output-dir", folder)
+    assert done.code == 0, done.err
+    predicted = [label for _, label in sorted(classes(done.out).items())]
+    assert len(predicted) == 200
+    model = keras.saving.load_model(folder / "model.keras")
+    of_originals = model.predict(images, verbose=0).argmax(axis=1)
+    of_photos = np.mean(predicted == labels)
+    assert of_photos >= np.mean(of_originals == labels) - 0.05
+    path = folder / "predictions.png"
+    drawn = pictures.DRAWN
+    assert done.out.endswith(f"\n{path} shows what the model saw of the first {drawn}.\n")
+    with Image.open(path) as png:
+        assert png.width == 1400
+    path.unlink()
+
+
+def test_baseline_on_photos(trained, command_line, sample, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(pictures, "DRAWN", 5)  # which takes long
-
-    def check(script, folder):
-        done = command_line(script, "--predict", photos, "--output-dir", folder)
-        assert done.code == 0, done.err
-        predicted = [label for _, label in sorted(classes(done.out).items())]
-        assert len(predicted) == PHOTOS
-        labels = sample.test.labels[:PHOTOS]
-        model = keras.saving.load_model(folder / "model.keras")
-        of_originals = model.predict(sample.test.images[:PHOTOS], verbose=0).argmax(axis=1)
-        of_photos = np.mean(predicted == labels)
-        assert of_photos >= np.mean(of_originals == labels) - 0.05
-        path = folder / "predictions.png"
-        assert done.out.endswith(f"\n{path} shows what the model saw of the first 5.\n")
-        with Image.open(path) as png:
-            assert png.width == 1400
-
-    return check
-
-
-def test_baseline_on_photos(trained, check_photos):
-    check_photos(cnn_basic, trained)
-
-
-@pytest.mark.slow
-def test_resnet50_on_photos(subset_run, check_photos):
-    check_photos(resnet50_fashion, subset_run.folder)
-    (subset_run.folder / "predictions.png").unlink()
+    photos = tmp_path_factory.mktemp("photos")
+    check_photos(command_line, cnn_basic, trained, photos, sample.test)
 
 
 def shape(width=30, height=20):

@@ -19,6 +19,7 @@ from conftest import (
     train,
 )
 from PIL import Image
+from test_own_pictures import check_photos
 
 import resnet50_fashion
 
@@ -386,3 +387,9 @@ def test_subset_reaches_what_is_promised(subset_run):
     # deviations less, of validation by --require-accuracy, since another machine rounds otherwise.
     assert subset_run.metrics["config"]["require_accuracy"] == 0.885
     assert subset_run.metrics["test"]["accuracy"] >= 0.885
+
+
+@pytest.mark.slow
+def test_subset_knows_photos(subset_run, command_line, sample, tmp_path_factory):
+    photos = tmp_path_factory.mktemp("photos")
+    check_photos(command_line, resnet50_fashion, subset_run.folder, photos, sample.test)
