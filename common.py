@@ -87,7 +87,8 @@ def shuffled_batches(
     `fit` does nearly the same with arrays, but turns float16 to float32, and its tf.data pipeline
     tunes itself in a thread whose sleep (10 ms, then 20, then 40 …) the end of each epoch awaits.
     """
-    arrays = tf.constant(inputs), tf.constant(labels)
+    # Unlike `tf.constant`, this takes no copy: inputs may be gigabytes.
+    arrays = tf.convert_to_tensor(inputs), tf.convert_to_tensor(labels)
     order = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed).batch(batch_size)
     batches = order.map(lambda rows: tuple(tf.gather(array, rows) for array in arrays))
     settings = tf.data.Options()

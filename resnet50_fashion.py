@@ -13,7 +13,7 @@ from fashion import backbones, devices, fine_tuning
 from fashion.augmentation import mirror_images
 from fashion.backbones import END, Backbone, NetworkOptions, activations_at, stage_of
 from fashion.devices import DeviceOptions
-from fashion.features import CacheOptions, FeatureCache, pool, to_float16
+from fashion.features import CacheOptions, FeatureCache, pool, read_copies, to_float16
 from fashion.fine_tuning import FineTuningOptions
 from fashion.folding import fold_batch_norm
 from fashion.options import PositiveInt, Rate, one_of
@@ -30,7 +30,9 @@ import common
 FEATURES = {
     "conv5": ("conv5_avg",),  # what the backbone's own classifier sees; the published recipe
     "conv4": ("conv3_avg", "conv4_avg", "conv4_max"),
-    "conv4_quarters": ("conv3_quarters", "conv4_quarters", "conv4_max"),  # where things are, too
+    # Where a garment has its parts: all are centred.
+    "conv4_3x3": ("conv3_3x3", "conv4_avg", "conv4_max"),
+    "conv4_4x4": ("conv3_4x4", "conv4_avg", "conv4_max"),
 }
 
 # ------------------------------------------------------------------------------------ options
@@ -41,7 +43,7 @@ class HeadOptions:
     """Dense(512) + Dropout + softmax, on frozen features."""
 
     features: Annotated[str, one_of(FEATURES)] = "conv5"
-    """averages of the last stage, as published, or of stages 3 and 4; of quarters of the picture"""
+    """averages of the last stage, as published, or of stages 3 and 4; of the third on a grid"""
     mirror: bool = False
     """mirrored copies, too: as more training images, and averaged in the answer"""
     dropout: Rate = 0.3
@@ -132,18 +134,14 @@ def extract_once(
     Raises:
         UserError: the cache cannot be written.
     """
-    splits, copies = run.data.splits, []
+    caches = {suffix: FeatureCache(folder, model) for suffix, model in extractors.items()}
+    splits = run.data.splits
     with run.stage("extraction"):
-        for suffix, extractor in extractors.items():
-            cache = FeatureCache(folder, extractor)
+        for suffix, cache in caches.items():
             progress = Progress("Mirrored" if suffix else "Features", run.wandb_run)
             cache.fill(splits.values(), progress)
             run.note(extraction={"images_per_second": progress.rate})
-            copies.append((cache, [f"{name}{suffix}" for name in names]))
-        return {
-            name: np.concatenate([cache.read(split, columns) for cache, columns in copies])
-            for name, split in splits.items()
-        }
+        return {name: read_copies(caches, split, names) for name, split in splits.items()}
 
 
 # -------------------------------------------------------------------------------------- head
@@ -190,13 +188,14 @@ def build_head(features: np.ndarray, options: Options, precision: str) -> keras.
 
 
 def standardise(head: keras.Sequential, features: dict[str, np.ndarray]) -> None:
-    """Replaces each split's features by what the classifier sees, float16 (N, channels).
+    """Turns each split's features into what the classifier sees, float16 (N, channels).
 
-    In place, since both at once would take twice the memory.
+    In place, since they are the bulk of a run's memory.
     """
-    for name, values in features.items():
-        standardiser = head.get_layer("standardiser")
-        features[name] = devices.predict_in_batches(standardiser, values, "float16")
+    for values in features.values():
+        for start in range(0, len(values), 1000):
+            batch = values[start : start + 1000]
+            batch[:] = devices.predict_in_batches(head.get_layer("standardiser"), batch)
 
 
 def train(

@@ -58,16 +58,16 @@ def choose_precision(precision: str) -> str:
 
 
 def predict_in_batches(
-    model: keras.Model, inputs: np.ndarray, dtype: str = "float32", batch_size: int = 1000
+    model: keras.Model, inputs: np.ndarray, batch_size: int = 1000
 ) -> np.ndarray:
-    """The model's outputs for all inputs, as an array of a dtype.
+    """The model's outputs for all inputs, float32.
 
     `model.predict` does the same, but turns float16 inputs to float32, all of them at once.
     """
     batches = [inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size)]
     outputs: list[np.ndarray] = []
     for i in range(0, len(batches), count()):
-        outputs += [o.astype(dtype) for o in predict_batches(model, batches[i : i + count()])]
+        outputs += [o.astype("float32") for o in predict_batches(model, batches[i : i + count()])]
     return np.concatenate(outputs)
 
 

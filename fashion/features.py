@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,22 @@ class CacheOptions:
 
 
 def pool(activations: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
-    """Each channel's average and maximum, float32 (N, channels), and its averages over the four
-    quarters of the picture, (N, 4·channels). Where its height is odd, they share the middle line.
+    """Each channel's average and maximum, float32 (N, channels), and its averages over the fields
+    of a grid, "3x3" and "4x4": (N, fields·channels), row by row.
+
+    Where the height is no multiple of the grid's, the fields overlap.
     """
-    half = activations.shape[1] // 2
-    quarters = keras.layers.AveragePooling2D(
-        pool_size=activations.shape[1] - half, strides=max(half, 1), dtype="float32"
-    )
-    return {
+    pooled = {
         "avg": keras.layers.GlobalAveragePooling2D(dtype="float32")(activations),
         "max": keras.layers.GlobalMaxPooling2D(dtype="float32")(activations),
-        "quarters": keras.layers.Flatten(dtype="float32")(quarters(activations)),
     }
+    height = activations.shape[1]
+    for fields in 3, 4:
+        strides = max(height // fields, 1)
+        size = max(height - (fields - 1) * strides, 1)
+        averages = keras.layers.AveragePooling2D(size, strides, dtype="float32")(activations)
+        pooled[f"{fields}x{fields}"] = keras.layers.Flatten(dtype="float32")(averages)
+    return pooled
 
 
 def to_float16(values: keras.KerasTensor) -> keras.KerasTensor:
@@ -157,17 +161,42 @@ class FeatureCache:
             _add(path, arrays)
         return {name: array[: split.size - start] for name, array in arrays.items()}
 
-    def read(self, split: Split, names: Iterable[str]) -> np.ndarray:
-        """The named features of a split's images in use, side by side: float16 (N, channels).
+    def read(self, split: Split, names: Sequence[str], out: np.ndarray) -> None:
+        """Puts the named features of a split's images in use side by side into `out`.
+
+        Args:
+            split: N images.
+            names: of the features, with `channels` in all.
+            out: float16 (N, channels).
 
         Raises:
             UserError: a damaged file cannot be replaced.
         """
-        chunks = []
         for start in range(0, split.size, CHUNK):
             chunk = self.read_chunk(split, start)
-            chunks.append(np.concatenate([chunk[name] for name in names], axis=1))
-        return np.concatenate(chunks)
+            rows = out[start : start + CHUNK]
+            np.concatenate([chunk[name] for name in names], axis=1, out=rows)
+
+
+def read_copies(
+    caches: dict[str, FeatureCache], split: Split, names: tuple[str, ...]
+) -> np.ndarray:
+    """The named features of a split's N images side by side, those of their copies after them.
+
+    Args:
+        caches: by what follows the names in each.
+        split: whose images in use are read.
+        names: of the features, with so many `channels` in all.
+
+    Returns:
+        float16 (copies·N, channels).
+    """
+    first = next(iter(caches.values())).network.output
+    channels = sum(first[name].shape[1] for name in names)
+    copies = np.empty((len(caches), split.size, channels), "float16")
+    for copy, (suffix, cache) in zip(copies, caches.items(), strict=True):
+        cache.read(split, [f"{name}{suffix}" for name in names], out=copy)
+    return copies.reshape(-1, channels)
 
 
 def has_features(path: Path, names: Iterable[str]) -> bool:
