@@ -1,6 +1,7 @@
 """Recipes: named sets of defaults of other options."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -53,7 +54,7 @@ def defaults(options: AnyOptions, words: Sequence[str]) -> AnyOptions:
 
 def _named(words: Sequence[str]) -> str | None:
     named = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         if option == "--recipe":
             named = value if equals else following
