@@ -87,13 +87,21 @@ def shuffled_batches(
     `fit` does nearly the same with arrays, but turns float16 to float32, and its tf.data pipeline
     tunes itself in a thread whose sleep (10 ms, then 20, then 40 …) the end of each epoch awaits.
     """
-    # Unlike `tf.constant`, this takes no copy: inputs may be gigabytes.
-    arrays = tf.convert_to_tensor(inputs), tf.convert_to_tensor(labels)
+
+    def pick(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return inputs[rows], labels[rows]
+
+    def batch(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # From NumPy's arrays: TensorFlow would copy them twice, and they may be gigabytes.
+        picked = tf.numpy_function(pick, [rows], [inputs.dtype, labels.dtype], stateful=False)
+        for values, array in zip(picked, (inputs, labels), strict=True):
+            values.set_shape((None, *array.shape[1:]))
+        return tuple(picked)
+
     order = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed).batch(batch_size)
-    batches = order.map(lambda rows: tuple(tf.gather(array, rows) for array in arrays))
     settings = tf.data.Options()
     settings.autotune.enabled = False
-    return batches.prefetch(16).with_options(settings)
+    return order.map(batch).prefetch(16).with_options(settings)
 
 
 def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:

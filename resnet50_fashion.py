@@ -156,7 +156,7 @@ def build_standardiser(features: np.ndarray) -> keras.Model:
     standardise = keras.layers.Normalization(dtype="float32")
     # 10,000 images tell a mean and a variance well enough; in float16 the sums would overflow.
     some = features[:10_000].astype("float32")
-    standardise.adapt(np.sign(some) * np.log1p(np.abs(some)))
+    standardise.adapt(np.copysign(np.log1p(np.abs(some)), some))
     inputs = keras.Input(features.shape[1:], dtype="float32", name="features")
     logarithms = keras.ops.sign(inputs) * keras.ops.log1p(keras.ops.abs(inputs))
     # A channel that is constant in training has no deviation: without a bound, its values in other
