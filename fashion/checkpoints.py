@@ -25,6 +25,7 @@ FREE_TO_CHANGE = frozenset(
         "wandb",
         "project",
         "require_accuracy",
+        "recipe",  # what it stands for decides
         "weights",  # their digest decides
         "gpus",
         "fine_tune_learning_rate",
@@ -165,7 +166,8 @@ def _read(folder: Path) -> Checkpoint:
     try:
         state = json.loads(path.read_text())
         needed = {"config", "rows", "last", "best", "head_epochs", "learning_rate", "finished"}
-        if not isinstance(state, dict) or (missing := needed - set(state)):
+        missing = needed - (set(state) if isinstance(state, dict) else set())
+        if missing:
             raise ValueError(f"it has no {', '.join(sorted(missing))}")
         epochs = [Epoch(**row) for row in state.pop("rows")]
         if not epochs or not isinstance(state["config"], dict):

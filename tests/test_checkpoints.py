@@ -186,7 +186,7 @@ def test_run_with_another_recipe_or_mirrored_copies_is_not_resumed(unfinished, o
         open_with("--resume", "--mirror")
     with pytest.raises(
         common.UsageError,
-        match=r"had another features \(conv5, not conv4_quarters\), image_size \(None, not 112\)",
+        match=r"had another dropout .*, features \(conv5, not conv4_3x3\), image_size \(None, not",
     ):
         open_with("--resume", "--recipe", "fast")
 

@@ -29,7 +29,8 @@ REFUSALS = {
     "--gpus some": "--gpus: expected a whole number from 0, or \"all\", got 'some'",
     "--backbone vgg16": "--backbone: expected one of resnet50, efficientnetb0, efficientnetv2b0, "
     "inceptionv3, mobilenetv2, convnexttiny, got 'vgg16'",
-    "--features conv6": "--features: expected one of conv5, conv4, conv4_quarters, got 'conv6'",
+    "--features conv6": "--features: expected one of conv5, conv4, conv4_3x3, conv4_4x4, "
+    "got 'conv6'",
     "--precision float64": "--precision: expected one of auto, float32, bfloat16, got 'float64'",
     "--resume": "--resume: only fine-tuning can be resumed, by the same --fine-tune-blocks",
     # In argparse's words, which differ between versions of Python: what the first line names.

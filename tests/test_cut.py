@@ -14,7 +14,7 @@ import resnet50_fashion
 
 CASES = [
     ("resnet50", "conv5"),
-    ("resnet50", "conv4_quarters"),
+    ("resnet50", "conv4_3x3"),
     *((name, "conv4") for name in backbones.ARCHITECTURES),
 ]
 QUICK = ("resnet50", "conv5"), ("mobilenetv2", "conv4")

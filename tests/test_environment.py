@@ -12,9 +12,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
-
 import wandb
+from conftest import ROOT
 
 
 def test_versions_are_those_of_the_packages_and_the_machine():

@@ -56,6 +56,11 @@ def fill(open_run, data):
     return fill_it
 
 
+def read(cache, split, names):
+    """The named features, side by side."""
+    return features.read_copies({"": cache}, split, names)
+
+
 def contents(folder):
     """What is in a cache's folder."""
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -64,19 +69,22 @@ def contents(folder):
 def test_pooled_are_averages_and_maxima():
     values = np.random.default_rng(0).normal(size=(5, 4, 4, 6)).astype("float32")
     pooled = features.pool(keras.ops.convert_to_tensor(values))
-    assert pooled.keys() == {"avg", "max", "quarters"}
+    assert pooled.keys() == {"avg", "max", "3x3", "4x4"}
     np.testing.assert_allclose(pooled["avg"], values.mean(axis=(1, 2)), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(pooled["max"], values.max(axis=(1, 2)))
 
 
-@pytest.mark.parametrize("side", [2, 3, 4, 7, 14])
-def test_quarters_are_averages_of_the_pictures_quarters(side):
-    """Row by row; where the side is odd, they share the middle line."""
+@pytest.mark.parametrize("fields", [3, 4])
+@pytest.mark.parametrize("side", [4, 7, 14, 28])
+def test_grid_is_of_averages_over_its_fields(side, fields):
+    """Row by row; all positions are in a field, and fields overlap where they must."""
     values = np.random.default_rng(0).normal(size=(5, side, side, 6)).astype("float32")
-    pooled = features.pool(keras.ops.convert_to_tensor(values))["quarters"]
-    halves = slice(0, -(-side // 2)), slice(side // 2, side)
-    expected = [values[:, y, x].mean(axis=(1, 2)) for y in halves for x in halves]
-    assert pooled.shape[1] == 4 * 6
+    pooled = features.pool(keras.ops.convert_to_tensor(values))[f"{fields}x{fields}"]
+    step = side // fields
+    parts = [slice(i * step, i * step + side - (fields - 1) * step) for i in range(fields)]
+    assert set().union(*(range(side)[part] for part in parts)) == set(range(side))
+    expected = [values[:, y, x].mean(axis=(1, 2)) for y in parts for x in parts]
+    assert pooled.shape[1] == fields * fields * 6
     np.testing.assert_allclose(pooled, np.hstack(expected), rtol=1e-5, atol=1e-6)
 
 
@@ -92,10 +100,21 @@ def test_cache_gives_what_the_network_does(fill, cache, data):
     for split in data.splits.values():
         expected = cache.network.predict(split.images, verbose=0)
         for names in ("one",), ("two", "one"):
-            values = cache.read(split, names)
+            values = read(cache, split, names)
             assert values.dtype == np.float16
             np.testing.assert_array_equal(values, np.hstack([expected[name] for name in names]))
     assert fill(cache) is None  # nothing was to be done
+
+
+def test_copies_are_read_below_each_other(fill, cache, data, tmp_path):
+    """Each under names of its own, in the file that has the others' features."""
+    images = keras.Input((28, 28), dtype="uint8")
+    negative = {f"{name}_copy": -values for name, values in cache.network(images).items()}
+    other = features.FeatureCache(cache.folder, keras.Model(images, negative))
+    fill(cache), fill(other)
+    both = features.read_copies({"": cache, "_copy": other}, data.train, ("two", "one"))
+    alone = read(cache, data.train, ("two", "one"))
+    np.testing.assert_array_equal(both, np.concatenate([alone, -alone]))
 
 
 def test_file_holds_whole_steps_and_reading_gives_only_the_images_in_use(fill, cache, data):
@@ -108,7 +127,7 @@ def test_file_holds_whole_steps_and_reading_gives_only_the_images_in_use(fill, c
         "one": (10, 3),
         "two": (10, 3),
     }
-    assert cache.read(data.train, ["one"]).shape == (70, 3)
+    assert read(cache, data.train, ("one",)).shape == (70, 3)
 
 
 def test_cache_holds_for_subsets_and_grows(fill, cache, capsys):
@@ -196,11 +215,11 @@ def remove_an_image(path):
 @pytest.mark.parametrize("damage", [flip_a_bit, remove_an_image])
 def test_damaged_file_is_computed_anew_with_a_word(damage, fill, cache, data, capsys):
     fill(cache)
-    expected, intact = cache.read(data.train, ["one", "two"]), contents(cache.folder)
+    expected, intact = read(cache, data.train, ("one", "two")), contents(cache.folder)
     path = cache.path(data.train, 20)
     damage(path)
     capsys.readouterr()
-    np.testing.assert_array_equal(cache.read(data.train, ["one", "two"]), expected)
+    np.testing.assert_array_equal(read(cache, data.train, ("one", "two")), expected)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{path} is damaged (") and line.endswith(") and computed anew.")
     assert contents(cache.folder) == intact

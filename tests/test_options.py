@@ -144,7 +144,7 @@ VALUES = {
     "--project": (["my-project_2"], ["", "a/b", "a\\b", "a#b", "a?b", "a%b", "a:b"]),
     "--wandb": (["auto", "online", "offline", "disabled"], ["maybe", ""]),
     "--backbone": (["resnet50", "convnexttiny"], ["vgg16", ""]),
-    "--features": (["conv5", "conv4", "conv4_quarters"], ["conv6", ""]),
+    "--features": (["conv5", "conv4", "conv4_3x3", "conv4_4x4"], ["conv6", ""]),
     "--recipe": (["published"], ["slow", ""]),
     "--precision": (["auto", "float32", "bfloat16"], ["float64"]),
     "--fine-tune-inputs": (["cached", "computed", "augmented"], ["none"]),

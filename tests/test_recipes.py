@@ -20,15 +20,16 @@ def test_recipe_sets_its_options_and_no_other(name):
 def test_recipes_are_three_steps_from_what_is_published():
     assert parse(resnet50_fashion).config() == PLAIN
     assert PLAIN["recipe"] == "published" and not RECIPES["published"]
-    size_and_features = {"image_size": 112, "features": "conv4_quarters"}
-    assert RECIPES["fast"] == size_and_features
-    assert RECIPES["best"] == size_and_features | {"mirror": True}
+    common = {"image_size": 112, "dropout": 0.5, "epochs": 20}
+    assert RECIPES["fast"] == common | {"features": "conv4_3x3"}
+    assert RECIPES["best"] == common | {"features": "conv4_4x4", "mirror": True}
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_what_is_given_wins(first):
     """Before or after the recipe; also what is given as the plain default has it."""
     given = ["--image-size", 64, "--features", "conv5", "--no-mirror", "--seed", 3]
+    given += ["--dropout", 0.3, "--epochs", 30]
     recipe = ["--recipe", "best"]
     words = [*recipe, *given] if first else [*given, *recipe]
     config = parse(resnet50_fashion, *words).config()
@@ -44,7 +45,7 @@ def test_help_shows_the_recipes_defaults(command_line):
     done = command_line(resnet50_fashion, "--recipe", "fast", "--help")
     assert done.code == 0
     text = "".join(done.out.split())
-    assert "(default:112)" in text and "(default:conv4_quarters)" in text
+    assert "(default:112)" in text and "(default:conv4_3x3)" in text
 
 
 @pytest.mark.parametrize("words", [["--recipe", "slow"], ["--recipe"], ["--recipe="]])

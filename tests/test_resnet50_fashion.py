@@ -2,7 +2,7 @@
 
 import functools
 
-from fashion.features import FeatureCache
+from fashion.features import FeatureCache, read_copies
 from fashion.recipes import RECIPES
 
 import keras
@@ -60,13 +60,20 @@ def test_backbone_input_is_what_pillow_and_preprocess_input_make(random_backbone
     np.testing.assert_allclose(start.predict(images, verbose=0), by_pillow(images), atol=1e-3)
 
 
+def grid(activations, fields):
+    """Averages over a grid's fields, row by row; of 28 or 14 positions, the latter's overlap."""
+    step = activations.shape[1] // fields
+    parts = [slice(i * step, activations.shape[1] - (fields - 1 - i) * step) for i in range(fields)]
+    return np.hstack([activations[:, y, x].mean((1, 2)) for y in parts for x in parts])
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_features_are_those_of_the_unfolded_backbone(precision, random_backbone, sample):
     images = sample.test.images[:16]
     backbone = random_backbone("resnet50", 224, precision)
     stages = [backbone.network.get_layer(name).output for name in STAGES.values()]
     plain = keras.Model(backbone.network.input, stages).predict(by_pillow(images), verbose=0)
-    names = ("conv5_avg", "conv3_quarters", "conv4_quarters", "conv5_quarters")
+    names = ("conv5_avg", "conv3_4x4", "conv4_4x4", "conv3_3x3")
     extractor = resnet50_fashion.build_extractor(backbone, names)
     assert not any(isinstance(x, keras.layers.BatchNormalization) for x in extractor.layers)
     assert not extractor.trainable_weights
@@ -75,14 +82,15 @@ def test_features_are_those_of_the_unfolded_backbone(precision, random_backbone,
     # float16 keeps 11 bits, bfloat16 8 in each of fifty layers.
     tolerance = 2e-3 if precision == "float32" else 0.1
     for stage, activations in zip(STAGES, plain, strict=True):
-        side = activations.shape[1]
-        halves = slice(0, -(-side // 2)), slice(side // 2, side)
-        quarters = [activations[:, y, x].mean((1, 2)) for y in halves for x in halves]
         for name, pooled in (
             ("avg", activations.mean((1, 2))),
             ("max", activations.max((1, 2))),
-            ("quarters", np.hstack(quarters)),
+            ("3x3", grid(activations, 3)),
+            ("4x4", grid(activations, 4)),
         ):
+            if f"{stage}_{name}" not in (*names, f"{stage}_avg", f"{stage}_max"):
+                assert f"{stage}_{name}" not in features
+                continue
             ours = features[f"{stage}_{name}"]
             assert ours.dtype == np.float16
             np.testing.assert_allclose(ours, pooled, rtol=tolerance, atol=tolerance * pooled.mean())
@@ -94,9 +102,9 @@ def test_features_are_those_of_the_unfolded_backbone(precision, random_backbone,
         ("conv5", {f"{stage}_{kind}" for stage in STAGES for kind in ("avg", "max")}),
         ("conv4", {"conv3_avg", "conv3_max", "conv4_avg", "conv4_max"}),
         (
-            "conv4_quarters",
+            "conv4_3x3",
             {f"{stage}_{kind}" for stage in ("conv3", "conv4") for kind in ("avg", "max")}
-            | {"conv3_quarters", "conv4_quarters"},
+            | {"conv3_3x3"},
         ),
     ],
 )
@@ -176,7 +184,7 @@ def test_saved_model_is_the_head_on_the_cached_features(precision, images, run_r
     cache = FeatureCache(folder, resnet50_fashion.build_extractor(backbone, names))
     head, by_head, by_model = result.model.get_layer("head"), [], []
     for split in data.train, data.validation, data.test:
-        by_head.append(head.predict(cache.read(split, names), verbose=0))
+        by_head.append(head.predict(read_copies({"": cache}, split, names), verbose=0))
         by_model.append(result.model.predict(split.images, batch_size=50, verbose=0))
     test = np.mean(by_model[2].argmax(1) == data.test.labels)
     assert result.metrics["test"]["accuracy"] == pytest.approx(test, abs=0.03)
