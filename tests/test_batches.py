@@ -101,6 +101,17 @@ def test_shuffled_batches_are_the_seeds(model, cache, data):
     assert max(abs(numbers.index(i) - i) for i in set(numbers)) > 20
 
 
+def test_images_of_far_files_come_together(sample, small_files):
+    """Of 88 files: those of eight are shuffled at a time, and which these are is shuffled, too."""
+    inputs = keras.Input((28, 28), dtype="uint8")
+    images = keras.Model(inputs, keras.layers.Flatten()(inputs))
+    batches = Batches(images, None, batch_size=100)
+    (first, _), *_ = batches.of(sample.train, [0, 0])
+    every = {image.tobytes(): i // 20 for i, image in enumerate(sample.train.images)}
+    files = {every[image.tobytes()] for image in first.numpy()}
+    assert len(files) >= 8 and max(files) > 60
+
+
 def damage(path):
     content = bytearray(path.read_bytes())
     content[150] ^= 1

@@ -86,6 +86,9 @@ def test_expected_calibration_error(random_evaluation):
     off = Evaluation(probabilities, np.array([3, 3, 1, 2]))
     assert off.expected_calibration_error == pytest.approx(0.4)
     assert [(bin.images, bin.accuracy) for bin in off.calibration] == [(4, 0.5)]
+    # The last bin has its upper end, too.
+    sure = np.array([[0.95, 0.05, *8 * [0]], [1, 0, *8 * [0]]])
+    assert [bin.images for bin in Evaluation(sure, np.array([0, 0])).calibration] == [2]
 
 
 def test_interval_is_wilsons(random_evaluation):

@@ -186,3 +186,4 @@ def test_printed_table_and_last_lines_are_the_runs(offline_run):
 
 def test_a_run_that_ends_well_writes_nothing_to_the_stream_of_errors(offline_run):
     assert offline_run.err == ""
+    assert offline_run.out.startswith("Data: ")  # and nothing of TensorFlow's comes before
