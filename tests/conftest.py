@@ -30,6 +30,15 @@ SAMPLE_SIZES = {"train": 1760, "validation": 160, "test": 400}
 for name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[name]  # no setting of the user's reaches a test
 
+
+@pytest.fixture(scope="session", autouse=True)
+def wandb_files_elsewhere(tmp_path_factory) -> Iterator[None]:
+    """Keeps what W&B stages in this process out of the folder in which the tests are run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_DATA_DIR", str(tmp_path_factory.mktemp("wandb")))
+        yield
+
+
 # ------------------------------------------------------------------------------------ scripts
 
 
@@ -278,7 +287,8 @@ def read_wandb_run(folder: Path) -> WandbRun:
     (run,) = folder.glob("wandb/*run-*")
     command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", run]
     summary, records = (
-        subprocess.check_output([*command, *more], text=True) for more in (["--summary"], [])
+        subprocess.check_output([*command, *more], text=True, cwd=folder)
+        for more in (["--summary"], [])
     )
     return WandbRun(json.loads(summary), [json.loads(line) for line in records.splitlines()])
 

@@ -66,14 +66,14 @@ def test_accuracy(tmp_path, run_main):
         *("accuracy.py", "--rows", "basic", "--seeds", 0, 1, "--epochs", 1),
         *("--output", tmp_path / "accuracy.md"),
     )
-    ((command, *accuracies),) = rows(tmp_path / "accuracy.md")
+    ((command, *cells),) = rows(tmp_path / "accuracy.md")
     assert command == "`python cnn_basic.py`"
 
     words = "--data-dir", SAMPLE, "--epochs", 1
     results = [run_main(cnn_basic, *words, "--seed", seed) for seed in (0, 1)]
     one, other = (100 * result.metrics["test"]["accuracy"] for result in results)
     mean, deviation = (one + other) / 2, abs(one - other) / 2**0.5
-    assert accuracies[2] == f"{mean:.2f} ± {deviation:.2f} %"
+    assert cells[2] == f"{mean:.2f} ± {deviation:.2f} %"
 
 
 def test_tables_of_the_docs_are_the_benchmarks():

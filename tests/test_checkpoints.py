@@ -9,6 +9,7 @@ import time
 from fashion import backbones
 from fashion.checkpoints import open_checkpoint
 from fashion.epochs import EpochLog
+from fashion.recipes import RECIPES
 from fashion.run import Run
 
 import keras
@@ -168,7 +169,7 @@ ANOTHER = {
 
 
 def test_each_option_is_free_or_not():
-    neither = {"model", "resume", "output_dir", "predict", "recipe", "mirror"}
+    neither = {"model", "resume", "output_dir", "predict", "recipe", "mirror"}  # see below
     assert resnet50_fashion.Options().config().keys() == FREE.keys() | ANOTHER.keys() | neither
 
 
@@ -189,6 +190,16 @@ def test_run_with_another_recipe_or_mirrored_copies_is_not_resumed(unfinished, o
         match=r"had another dropout .*, features \(conv5, not conv4_3x3\), image_size \(None, not",
     ):
         open_with("--resume", "--recipe", "fast")
+
+
+def test_name_of_a_recipe_decides_nothing(open_with, unfinished):
+    """Its options do, and may be given one by one as well."""
+    old = state(unfinished)
+    old["config"] |= RECIPES["fast"]
+    write_state(unfinished, old)
+    assert open_with("--resume", "--recipe", "fast").epochs == unfinished.epochs
+    words = [f"--{name}={value}" for name, value in RECIPES["fast"].items()]
+    assert open_with("--resume", *words).epochs == unfinished.epochs
 
 
 def test_options_that_decide_nothing_may_be_others(unfinished, open_with):

@@ -1,6 +1,7 @@
 """How a script ends: its exit code, and what it says."""
 
 import io
+import subprocess
 import sys
 import warnings
 
@@ -8,6 +9,7 @@ from fashion import errors
 from fashion.errors import UsageError, UserError
 
 import pytest
+from conftest import ROOT
 
 
 @pytest.fixture
@@ -43,6 +45,30 @@ def test_exit_code_and_message(error, code, message, run):
 def test_any_other_exception_is_a_bug_and_shows_its_traceback():
     with pytest.raises(ZeroDivisionError):
         errors.run_script(lambda: 1 / 0)
+
+
+CLOSED_PIPE = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("errors", sys.argv[1])
+errors = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(errors)
+errors.run_script(lambda: [print(i) for i in range(1_000_000)])
+"""
+
+
+def test_closed_pipe_ends_it_quietly():
+    """As `--help | head -1` does."""
+    path = ROOT / "fashion" / "errors.py"  # without the package, whose import takes long
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLOSED_PIPE, path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(30) == 141  # as a shell says of SIGPIPE
 
 
 def test_terminal_that_lacks_a_character_gets_its_number(monkeypatch):
