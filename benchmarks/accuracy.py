@@ -144,12 +144,13 @@ def main() -> None:
     versions = results[-1]["versions"]
     lines += [
         "",
-        f"*Mean ± standard deviation over {len(options.seeds)} seeds; times of whole commands (the "
-        "first from an empty cache, the later ones' median), the largest peak memory; "
+        f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))}; times of whole "
+        "commands (the first from an empty cache, the later ones' median), the largest peak memory; "
         f"{versions['cores']} cores of {versions['processor']}, Python {versions['python']}, "
         f"TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; weights "
         f"{Path(options.weights).name}; {results[-1]['date']}; "
-        f"`python benchmarks/accuracy.py --rows {' '.join(options.rows)}`*",
+        f"`python benchmarks/accuracy.py --rows {' '.join(options.rows)} --seeds "
+        f"{' '.join(map(str, options.seeds))}`*",
     ]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text("\n".join(lines) + "\n")
