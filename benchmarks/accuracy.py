@@ -144,8 +144,9 @@ def main() -> None:
     versions = results[-1]["versions"]
     lines += [
         "",
-        f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))}; times of whole "
-        "commands (the first from an empty cache, the later ones' median), the largest peak memory; "
+        f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))}; times of "
+        "whole commands (the first from an empty cache, the later ones' median), the largest peak "
+        "memory; "
         f"{versions['cores']} cores of {versions['processor']}, Python {versions['python']}, "
         f"TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; weights "
         f"{Path(options.weights).name}; {results[-1]['date']}; "
