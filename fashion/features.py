@@ -51,7 +51,7 @@ def pool(activations: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
     """Each channel's average and maximum, float32 (N, channels), and its averages over the fields
     of a grid, "3x3" and "4x4": (N, fields·channels), row by row.
 
-    Where the height is no multiple of the grid's, the fields overlap.
+    Where the height is no multiple of the grid's, fields overlap; if less, they are fewer.
     """
     pooled = {
         "avg": keras.layers.GlobalAveragePooling2D(dtype="float32")(activations),
