@@ -58,9 +58,7 @@ def train(model: keras.Model, run: common.Run) -> None:
         steps_per_execution=500,
     )
     model.fit(
-        common.shuffled_batches(
-            data.train.images, data.train.labels, options.batch_size, options.seed
-        ),
+        common.batches(data.train.images, data.train.labels, options.batch_size, options.seed),
         epochs=options.epochs,
         shuffle=False,  # they are
         validation_data=(data.validation.images, data.validation.labels),

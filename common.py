@@ -30,11 +30,11 @@ __all__ = [
     "TrainingOptions",
     "UsageError",
     "UserError",
+    "batches",
     "best_epoch",
     "load_fashion_mnist",
     "parse",
     "run_script",
-    "shuffled_batches",
     "start_wandb",
     "to_rgb",
 ]
@@ -79,13 +79,13 @@ def to_rgb(images: keras.KerasTensor, size: int) -> keras.KerasTensor:
 # ---------------------------------------------------------------------------------- training
 
 
-def shuffled_batches(
-    inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int
+def batches(
+    inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None
 ) -> tf.data.Dataset:
-    """Batches of inputs and labels, in a new order each epoch.
+    """Batches of inputs and labels, with a seed in a new order each epoch.
 
-    `fit` does nearly the same with arrays, but turns float16 to float32, and its tf.data pipeline
-    tunes itself in a thread whose sleep (10 ms, then 20, then 40 …) the end of each epoch awaits.
+    `fit` does nearly the same with arrays, but copies them, float16 as float32, and its tf.data
+    pipeline tunes itself in a thread whose sleep (10 ms, then 20 …) the end of each epoch awaits.
     """
 
     def pick(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,10 +98,12 @@ def shuffled_batches(
             values.set_shape((None, *array.shape[1:]))
         return tuple(picked)
 
-    order = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed).batch(batch_size)
+    order = tf.data.Dataset.range(len(labels))
+    if seed is not None:
+        order = order.shuffle(len(labels), seed)
     settings = tf.data.Options()
     settings.autotune.enabled = False
-    return order.map(batch).prefetch(16).with_options(settings)
+    return order.batch(batch_size).map(batch).prefetch(16).with_options(settings)
 
 
 def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:

@@ -7,23 +7,33 @@ import numpy as np
 import pytest
 
 
-def test_augmented_images_are_flipped_and_shifted(sample):
+def test_augmented_images_are_flipped_and_shifted_and_half_of_them_erased_in_part(sample):
+    keras.utils.set_random_seed(0)
     images = sample.train.images[:200]
     identity = keras.Sequential([keras.Input((28, 28), dtype="uint8"), keras.layers.Identity()])
     augmented = augment(identity)(images, training=True).numpy()
-    shifts = set()
+    shifts, erased = set(), 0
     for image, result in zip(images, augmented, strict=True):
         padded = [np.pad(version, 3) for version in (image, image[:, ::-1])]
-        found = [
-            (flipped, y, x)
+        changes = {
+            (flipped, y, x): padded[flipped][y : y + 28, x : x + 28] != result
             for flipped in (0, 1)
             for y in range(7)
             for x in range(7)
-            if np.array_equal(padded[flipped][y : y + 28, x : x + 28], result)
-        ]
-        assert found
-        if len(found) == 1:
-            shifts.add(found[0])
+        }
+        fewest = min(changes.values(), key=np.count_nonzero)
+        rows, columns = (np.flatnonzero(fewest.any(axis=axis)) for axis in (1, 0))
+        if not len(rows):  # not erased
+            found = [shift for shift, changed in changes.items() if not changed.any()]
+            if len(found) == 1:
+                shifts.add(found[0])
+            continue
+        sides = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert all(3 <= side <= 17 for side in sides)  # 0.14 to 0.57 of 28 pixels, by whole ones
+        rectangle = fewest[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert rectangle.mean() > 0.3  # black noise on black, and white on white, are no change
+        erased += 1
+    assert 75 <= erased <= 125  # 95 % and more of such samples of a half
     assert {flipped for flipped, _, _ in shifts} == {0, 1}
     assert {y for _, y, _ in shifts} == {x for _, _, x in shifts} == {1, 2, 3, 4, 5}
     np.testing.assert_array_equal(augment(identity)(images, training=False), images)

@@ -29,12 +29,12 @@ def test_rgb_is_what_pillow_makes_of_it(sample):
             np.testing.assert_allclose(rgb[..., channel], np.asarray(by_pillow), atol=1e-3)
 
 
-def test_batches_are_each_input_once_in_another_order_each_epoch():
+def test_batches_are_each_input_once_with_a_seed_in_another_order_each_epoch():
     inputs = np.arange(50, dtype="float16")[:, None]
     labels = np.arange(50) + 100
 
     def epochs(seed):
-        batches = common.shuffled_batches(inputs, labels, 20, seed)
+        batches = common.batches(inputs, labels, 20, seed)
         orders = []
         for _ in range(2):
             parts = list(batches.as_numpy_iterator())
@@ -50,6 +50,7 @@ def test_batches_are_each_input_once_in_another_order_each_epoch():
     assert first[0] != first[1] and list(range(50)) not in first
     assert epochs(seed=0) == first
     assert epochs(seed=1) != first
+    assert epochs(seed=None) == [list(range(50))] * 2
 
 
 @pytest.mark.parametrize(
