@@ -149,11 +149,15 @@ def parse(
 ) -> AnyOptions:
     """The options of a command line: those given, else those of its `--recipe`, else the defaults.
 
+    A recipe with another backbone than its own is allowed, and said.
+
     Raises:
         UsageError: a word cannot be used.
         SystemExit: after `--help`.
     """
-    return command_line.parse(recipes.defaults(options_type(), words), description, words)
+    options = command_line.parse(recipes.defaults(options_type(), words), description, words)
+    recipes.remark(options)
+    return options
 
 
 def run_script(

@@ -1,9 +1,13 @@
 """The command behind README's accuracies: the scripts over seeds; mean ± standard deviation.
 
-The table (a Markdown file, --output) has a row for each of --rows; its first column is what is run.
-Each row has a feature cache of its own in --work: its first run starts from an empty one, the later
-ones from its features. Each run's figures are kept there, too: an interrupted command goes on where
-it was. Delete a file, or the folder, to measure anew.
+The table (a Markdown file in --output) has a row for each of --rows; its first column is what is
+run. A picture beside it, frontier.png, draws accuracy against minutes. Each row has a feature cache
+of its own in --work: its first run starts from an empty one, the later ones from its features. Each
+run's figures are kept there, too: an interrupted command goes on where it was. Delete a file, or
+the folder, to measure anew.
+
+The textbook script would take hours for its ten epochs. Its time is extrapolated from a slice, and
+its accuracy is that of its head on the averages that the row `published` has kept.
 """
 
 import argparse
@@ -14,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SUBSET = "--train-size 5000 --validation-size 2000 --test-size 2000"
@@ -26,11 +32,18 @@ ROWS = {
     "conv4": "resnet50_fashion.py --features conv4",
     "fast": "resnet50_fashion.py --recipe fast",
     "best": "resnet50_fashion.py --recipe best",
+    "tuned": "resnet50_fashion.py --recipe tuned",
+    "small": "benchmarks/small_network.py",
+    "textbook": "benchmarks/textbook.py resnet50",
     "subset": f"resnet50_fashion.py --features conv4 {SUBSET}",
     "frozen": "resnet50_fashion.py --train-size 10000",
-    "tuned": "resnet50_fashion.py --train-size 10000 --fine-tune-blocks 1",
+    "one_block": "resnet50_fashion.py --train-size 10000 --fine-tune-blocks 1",
 }
-DEFAULT = ("basic", "basic10", "published", "fast", "best")
+DEFAULT = ("basic", "basic10", "published", "fast", "best", "tuned", "small", "textbook")
+LABELS = {"basic10": "10 units", "small": "small network", "textbook": "textbook script"}
+AT_MOST = {"tuned": 1, "textbook": 1}  # seeds: hours each, and an extrapolation
+SPLITS = ("train", "validation", "test")
+SLICE = 128  # images of the textbook script's, in an epoch
 
 
 def parse_options() -> argparse.Namespace:
@@ -53,8 +66,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path(__file__).parent / "results" / "accuracy.md",
-        help="the table's file (default: %(default)s)",
+        default=Path(__file__).parent / "results",
+        help="folder of the table and the picture (default: %(default)s)",
     )
     parser.add_argument(
         "--work",
@@ -67,95 +80,179 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def measure(row: str, seed: int, options: argparse.Namespace) -> dict:
+def measure(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """A run's figures, from an earlier call or by running it; exits if it fails."""
     script, *arguments = ROWS[row].split()
-    if script == "resnet50_fashion.py":
-        arguments += ["--weights", options.weights, "--cache-dir", str(options.work / row)]
-    arguments += [*options.more, "--seed", str(seed)]
+    if script != "cnn_basic.py" and row != "small":
+        kept = "published" if row == "textbook" else row
+        arguments += ["--weights", options.weights, "--cache-dir", str(options.work / kept)]
+    arguments += [*options.more, *(() if row == "textbook" else ("--seed", str(seed)))]
     kept = options.work / f"{row}-{seed}.json"
     if kept.exists():
         result = json.loads(kept.read_text())
         if result["arguments"] != arguments:
             sys.exit(f"accuracy.py: error: {kept} is of other options: delete it, or use --work")
         return result
-    print("$", script, *arguments, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / script), *arguments]
-        start = time.perf_counter()
-        done = subprocess.run(
-            [*command, "--wandb", "disabled", "--output-dir", folder],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            sys.exit(f"{done.stdout}\naccuracy.py: error: {script} failed, see above")
-        metrics = json.loads((Path(folder) / "metrics.json").read_text())
-    result = {
-        "arguments": arguments,
-        "accuracy": {name: metrics[name]["accuracy"] for name in ("train", "validation", "test")},
-        "seconds": seconds,
-        "memory": metrics["memory"].get("peak_gb"),
-        "extracted": (metrics.get("extraction") or {}).get("images_per_second") is not None,
-        "versions": metrics["versions"],
-        "date": str(datetime.date.today()),
-    }
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    figures = (textbook if row == "textbook" else run)(script, arguments, kept.with_suffix(".log"))
+    result = {"arguments": arguments, **figures, "date": str(datetime.date.today())}
     part = kept.with_suffix(".incomplete")
     part.write_text(json.dumps(result, indent=2) + "\n")
     part.replace(kept)
     return result
 
 
-def percent(accuracies: list[float]) -> str:
+def start(script: str, arguments: Sequence[str], log: Path) -> str:
+    """Runs a script: what it prints, which the log shows meanwhile; exits if it fails."""
+    print("$", script, *arguments, flush=True)
+    command = [sys.executable, str(ROOT / script), *arguments]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(f"{log.read_text()}\naccuracy.py: error: {script} failed, see above")
+    return log.read_text()
+
+
+def run(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
+    """The figures of a script that leaves `metrics.json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        start(script, [*arguments, "--wandb", "disabled", "--output-dir", folder], log)
+        seconds = time.perf_counter() - begin
+        metrics = json.loads((Path(folder) / "metrics.json").read_text())
+    extraction = metrics.get("extraction")
+    return {
+        "accuracy": {name: metrics[name]["accuracy"] for name in SPLITS},
+        "interval95": metrics["test"]["interval95"],
+        "seconds": seconds,
+        "first": extraction is None or extraction.get("images_per_second") is not None,
+        "memory": metrics["memory"].get("peak_gb"),
+        "versions": metrics["versions"],
+    }
+
+
+def textbook(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
+    """The same of the textbook script's ten epochs, whose time is extrapolated."""
+    at = arguments.index("--cache-dir")
+    slice_ = [*arguments[:at], *arguments[at + 2 :], "--epochs", "2"]
+    slice_ += ["--train-size", str(SLICE), "--validation-size", str(SLICE)]
+    part = json.loads(start(script, slice_, log).splitlines()[-1])  # its first epoch compiles
+    training, validation = (
+        part[f"{name}_seconds"][1] / SLICE for name in ("training", "validation")
+    )
+    head = json.loads(start(script, ["head", *arguments[1:]], log).splitlines()[-1])
+    images, accuracies = head["images"], (head["accuracy"][-1], head["val_accuracy"][-1])
+    epochs = len(head["accuracy"])
+    evaluated = epochs * images["validation"] + images["test"]
+    return {
+        "accuracy": dict(zip(SPLITS, (*accuracies, head["test"]["accuracy"]), strict=True)),
+        "interval95": head["test"]["interval95"],
+        "seconds": epochs * images["train"] * training + evaluated * validation,
+        "first": True,
+        "memory": None,
+        "versions": None,
+    }
+
+
+def percent(results: list[dict[str, Any]], split: str) -> str:
     """Mean ± standard deviation (of a sample, so that of at least two)."""
-    values = [100 * accuracy for accuracy in accuracies]
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation} %"
+    values = [100 * result["accuracy"][split] for result in results]
+    if len(values) > 1:
+        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %"
+    if split != "test":
+        return f"{values[0]:.2f} %"
+    low, high = (100 * limit for limit in results[0]["interval95"])
+    return f"{values[0]:.2f} % ({low:.1f} to {high:.1f})"
 
 
-def minutes(results: list[dict]) -> str:
+def minutes(results: list[dict[str, Any]]) -> str:
     """The median of whole commands."""
     if not results:
         return "–"
     seconds = statistics.median(result["seconds"] for result in results)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Accuracy against minutes: each row's first run, and, hollow, its later ones."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for row, runs in results.items():
+        accuracies = [100 * run["accuracy"]["test"] for run in runs]
+        mean = statistics.mean(accuracies)
+        deviation = statistics.stdev(accuracies) if len(runs) > 1 else None
+        times = {
+            first: statistics.median(times)
+            for first in (True, False)
+            if (times := [run["seconds"] / 60 for run in runs if run["first"] is first])
+        }
+        colour = axes.plot(list(times.values()), [mean] * len(times), ":", zorder=1)[0].get_color()
+        for first, time_ in times.items():
+            face = colour if first and row != "textbook" else "white"
+            axes.errorbar(
+                *(time_, mean, deviation), fmt="o", color=colour, markerfacecolor=face, capsize=3
+            )
+        axes.annotate(
+            LABELS.get(row, row),
+            (max(times.values()), mean),
+            xytext=(6, 5),
+            textcoords="offset points",
+            color=colour,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("minutes, whole command (hollow: from kept features, or extrapolated)")
+    axes.set_ylabel("test accuracy, % (mean ± standard deviation)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.2)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
-    """Each row's runs → the table."""
+    """Each row's runs → the table and the picture."""
     options = parse_options()
-    header = ["command", "train", "validation", "test", "first run", "later runs", "memory"]
+    header = "command", "seeds", "train", "validation", "test", "first run", "later runs", "memory"
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    results = {}
     for row in options.rows:
-        results = [measure(row, seed, options) for seed in options.seeds]
-        accuracies = [
-            percent([result["accuracy"][split] for result in results])
-            for split in ("train", "validation", "test")
+        seeds = options.seeds[: AT_MOST.get(row)]
+        results[row] = runs = [measure(row, seed, options) for seed in seeds]
+        peaks = [run["memory"] for run in runs if run["memory"]]
+        cells = [
+            f"`python {ROWS[row]}`",
+            str(len(runs)),
+            *(percent(runs, split) for split in SPLITS),
+            minutes([run for run in runs if run["first"]])
+            + (" (extrapolated)" if row == "textbook" else ""),
+            minutes([run for run in runs if not run["first"]]),
+            f"{max(peaks):.1f} GB" if peaks else "–",
         ]
-        first = [result for result in results if result["extracted"]]
-        later = [result for result in results if not result["extracted"]]
-        peak = max((result["memory"] or 0) for result in results)
-        cells = [f"`python {ROWS[row]}`", *accuracies, minutes(first), minutes(later)]
-        lines.append(f"| {' | '.join(cells)} | {peak:.1f} GB |")
+        lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    versions = results[-1]["versions"]
+    dates = sorted({run["date"] for runs in results.values() for run in runs})
+    versions = {
+        f"{v['cores']} cores of {v['processor']}, Python {v['python']}, TensorFlow "
+        f"{v['tensorflow']}, Keras {v['keras']}"
+        for runs in results.values()
+        for run in runs
+        if (v := run["versions"])
+    }
     lines += [
         "",
-        f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))}; times of "
-        "whole commands (the first from an empty cache, the later ones' median), the largest peak "
-        "memory; "
-        f"{versions['cores']} cores of {versions['processor']}, Python {versions['python']}, "
-        f"TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; weights "
-        f"{Path(options.weights).name}; {results[-1]['date']}; "
-        f"`python benchmarks/accuracy.py --rows {' '.join(options.rows)} --seeds "
-        f"{' '.join(map(str, options.seeds))}`*",
+        f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))} (of one seed: "
+        "with the test images' 95 % interval); times of whole commands (the first from an empty "
+        "cache, the later ones' median), the largest peak memory; "
+        f"{'; '.join(sorted(versions))}; weights {Path(options.weights).name}; "
+        f"{' to '.join(sorted({dates[0], dates[-1]}))}; `python benchmarks/accuracy.py --rows "
+        f"{' '.join([*options.rows, '--seeds', *map(str, options.seeds), *options.more])}`*",
     ]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text("\n".join(lines) + "\n")
-    print("\n" + options.output.read_text())
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "accuracy.md").write_text("\n".join(lines) + "\n")
+    draw(results, options.output / "frontier.png")
+    print("\n" + (options.output / "accuracy.md").read_text())
 
 
 if __name__ == "__main__":

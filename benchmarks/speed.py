@@ -4,10 +4,10 @@ Sections, each a table (a Markdown file in --output, of which docs/results.md sh
 
   runtimes  the pass through the ResNet50: this project's, plain Keras', other runtimes', on the
             same weights and images, and what share of the processor's matrix-multiply rate each
-            reaches. Every runtime is a process of its own, and they take turns.
-  job       a whole job: this project's first and later runs, against the textbook script, whose
+            reaches. Every runtime is a process of its own, and they take turns. And the recipes'
+            passes, against their network alone, without reading, writing and progress.
+  job       a whole job: the recipes' first and later runs, against the textbook script, whose
             cost is measured on a slice and extrapolated
-  later     the same with all images, of the later run alone, from the features in --cache-dir
   baseline  an epoch of the small dense network: cnn_basic.py against a plain `fit` at batch 32
   growth    seconds and memory of a first run by the number of images, and the fitted line
   ninety    seconds until the validation accuracy's 95 % interval lies above 90 %, with the fewest
@@ -42,8 +42,10 @@ import numpy as np  # and nothing larger: a child's peak memory is at least its 
 ROOT = Path(__file__).parents[1]
 BATCH = 32  # of the other runtimes; Keras' default
 TRAIN, VALIDATION, TEST = "--train-size", "--validation-size", "--test-size"
+RECIPES = "published", "fast", "best"
+QUICK = "--recipe", "fast", "--image-size", 64
 # Training and validation images, the fewest first. The more of these, the narrower the interval.
-NINETY = [(5000, 2000), (5000, 3000), (6000, 2000), (5000, 4000), (6000, 3000), (8000, 3000)]
+NINETY = [(5000, 2000), (5000, 3000), (6000, 3000), (8000, 3000), (8000, 4000), (10_000, 4000)]
 
 
 def parse_options() -> argparse.Namespace:
@@ -58,6 +60,12 @@ def parse_options() -> argparse.Namespace:
         "--images", type=int, default=125, help="in one turn of a runtime (default: %(default)s)"
     )
     parser.add_argument(
+        "--pass-images",
+        type=int,
+        default=2000,
+        help="in one turn of a recipe's pass (default: %(default)s)",
+    )
+    parser.add_argument(
         "--rounds",
         type=int,
         default=3,
@@ -69,9 +77,6 @@ def parse_options() -> argparse.Namespace:
         default=1000,
         help="training images of job; a tenth of them as validation, two tenths as test images"
         " (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cache-dir", type=Path, help="as resnet50_fashion.py's, of later (default: as there)"
     )
     parser.add_argument(
         "--epochs", type=int, default=10, help="of job and baseline (default: %(default)s)"
@@ -410,6 +415,55 @@ def runtimes(options: argparse.Namespace) -> str:
         f"fastest matrix multiplication, {limit['float32']:.0f} GFLOP/s in float32 and "
         f"{limit['bfloat16']:.0f} in bfloat16, for {gflop:.1f} GFLOP an image. Difference: mean "
         "absolute difference of the features from the first row's, by their standard deviation."
+        + f"\n\n{passes(options)}"
+    )
+
+
+def pass_rates(options: argparse.Namespace, recipe: str, pipe) -> None:
+    """A process: sends images/s of a recipe's network alone, in turns, and of its pass."""
+    sys.path.insert(0, str(ROOT))
+    from fashion.features import CHUNK, FeatureCache
+    from fashion.progress import Progress
+
+    import wandb
+
+    import common
+    import resnet50_fashion as script
+
+    words = ["--recipe", recipe, "--weights", str(options.weights)]
+    chosen = common.parse(script.Options, None, words)
+    data = common.load_fashion_mnist(
+        common.DataOptions(data_dir=options.data_dir, test_size=options.pass_images)
+    )
+    extractor = script.build_extractor(script.load_backbone(chosen), chosen.head.names)
+    chunk = np.resize(data.test.images, (CHUNK, 28, 28))
+    extractor.predict_on_batch(chunk)  # compiles
+    alone, whole, turns = [], [], math.ceil(data.test.size / CHUNK)
+    for _ in range(options.rounds):
+        begin = time.perf_counter()
+        for _ in range(turns):
+            extractor.predict_on_batch(chunk)
+        alone.append(turns * CHUNK / (time.perf_counter() - begin))
+        with tempfile.TemporaryDirectory() as folder, wandb.init(mode="disabled") as run:
+            begin = time.perf_counter()
+            cache = FeatureCache(Path(folder), extractor)
+            cache.fill([data.test], Progress("Features", run))
+            whole.append(data.test.size / (time.perf_counter() - begin))
+    pipe.send((alone, whole))
+
+
+def passes(options: argparse.Namespace) -> str:
+    """The table of the recipes' passes."""
+    rows = []
+    for recipe in RECIPES[:2]:  # the third is the second, twice
+        alone, whole = ask(pass_rates, options, recipe)
+        ratio = [a / b for a, b in zip(whole, alone, strict=True)]
+        rows.append([f"`--recipe {recipe}`", spread(alone), spread(whole), spread(ratio, 2)])
+    header = "", "`predict_on_batch`, images/s", "the pass, images/s", "ratio"
+    return (
+        markdown(header, rows)
+        + f"\n\nMedian (range) of {options.rounds} turns, each of the same network: on a batch in "
+        "memory again and again, and as a run does it, from images to files."
     )
 
 
@@ -469,47 +523,35 @@ def textbook_slice(options: argparse.Namespace, folder: Path) -> tuple[float, fl
 
 
 def job(options: argparse.Namespace) -> str:
-    """The whole job's table."""
-    train = options.train_size
+    """The whole job's table: the textbook script's cost, from a slice before each recipe."""
+    train, epochs = options.train_size, options.epochs
     sizes = {TRAIN: train, VALIDATION: max(train // 10, 10), TEST: max(train // 5, 10)}
-    return compare(options, sizes, {"first run": "cache", "later run": "cache"})
-
-
-def later(options: argparse.Namespace) -> str:
-    """The whole job's table, with all images and the features of an earlier run."""
-    sizes = {TRAIN: 55_000, VALIDATION: 5_000, TEST: 10_000}
-    cache = options.cache_dir and options.cache_dir.absolute()
-    return compare(options, sizes, {"later run": cache})
-
-
-def compare(
-    options: argparse.Namespace, sizes: dict[str, int], runs: dict[str, Path | str | None]
-) -> str:
-    """The textbook script's cost, from a slice before each run, and the runs' with their caches."""
     more = [word for pair in sizes.items() for word in pair]
-    more += ["--epochs", options.epochs, "--patience", options.epochs]
+    more += ["--epochs", epochs, "--patience", epochs]
     slices, measured = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, cache in runs.items():
+        for recipe in RECIPES:
             slices.append(textbook_slice(options, Path(folder)))
-            kept = ["--cache-dir", cache] if cache else []
-            measured[name] = ours(options, Path(folder), *more, *kept)
+            for run in "first run", "later run":
+                measured[f"`--recipe {recipe}`, {run}"] = ours(
+                    *(options, Path(folder), *more, "--recipe", recipe, "--cache-dir", recipe)
+                )
     training, validation = (statistics.mean(part[i] for part in slices) for i in range(2))
-    textbook = options.epochs * (sizes[TRAIN] * training + sizes[VALIDATION] * validation)
+    textbook = epochs * (sizes[TRAIN] * training + sizes[VALIDATION] * validation)
     textbook += sizes[TEST] * validation
     rows = [
         ["textbook script", f"{duration(textbook)} (extrapolated)", "1 ×", f"{slices[0][2]:.1f} GB"]
     ]
     for name, (seconds, memory, _) in measured.items():
         ratio, peak = f"{textbook / seconds:,.0f} ×", f"{memory:.1f} GB"
-        rows.append([f"`resnet50_fashion.py`, {name}", duration(seconds), ratio, peak])
-    rates = " and ".join(f"{1 / part[0]:.1f}" for part in slices)
+        rows.append([name, duration(seconds), ratio, peak])
+    rates = spread([1 / part[0] for part in slices])
     return (
         markdown(["", "time", "ratio", "memory"], rows)
         + f"\n\n{sizes[TRAIN]:,} training, {sizes[VALIDATION]:,} validation, {sizes[TEST]:,} test "
-        f"images, {options.epochs} epochs; this project's commands measured whole, the textbook "
-        "script (frozen base within `fit`, enlarging by tf.data) on slices, one before each of "
-        f"them, of {options.slice} images: {rates} images/s in training, {1 / validation:.1f} in "
+        f"images, {epochs} epochs; `resnet50_fashion.py`'s commands measured whole, the textbook "
+        "script (frozen base within `fit`, enlarging by tf.data) on slices, one before each "
+        f"recipe, of {options.slice} images: {rates} images/s in training, {1 / validation:.1f} in "
         "validation."
     )
 
@@ -585,7 +627,7 @@ def growth(options: argparse.Namespace) -> str:
 
 def ninety(options: argparse.Namespace) -> str:
     """The table of the time to 90 %."""
-    more = "--features", "conv4", TEST, 100, "--cache-dir", "cache"
+    more = *QUICK, TEST, 2000, "--cache-dir", "cache"
     with tempfile.TemporaryDirectory() as name:
         for train, validation in NINETY:
             lows = []
@@ -608,7 +650,7 @@ def ninety(options: argparse.Namespace) -> str:
     epoch = 55_000 * training + 5_000 * evaluation
     rows = [
         [
-            *("`resnet50_fashion.py --features conv4`", f"{train:,} + {validation:,}"),
+            *(f"`resnet50_fashion.py {' '.join(map(str, QUICK))}`", f"{train:,} + {validation:,}"),
             *(f"{accuracy:.1%} ({low:.1%} to {high:.1%})", duration(seconds), f"{memory:.1f} GB"),
         ],
         [
@@ -619,7 +661,7 @@ def ninety(options: argparse.Namespace) -> str:
     header = "", "training + validation images", "validation accuracy", "time", "memory"
     return (
         markdown(header, rows)
-        + "\n\nThe whole command from an empty cache, 100 test images; the fewest images of "
+        + "\n\nThe whole command from an empty cache, 2,000 test images; the fewest images of "
         f"{', '.join(f'{t:,} + {v:,}' for t, v in NINETY)} whose 95 % interval lies above 90 % "
         "with seeds 0, 1 and 2."
     )
@@ -628,16 +670,14 @@ def ninety(options: argparse.Namespace) -> str:
 SECTIONS = {
     "runtimes": runtimes,
     "job": job,
-    "later": later,
     "baseline": baseline,
     "growth": growth,
     "ninety": ninety,
 }
 # The options that a section heeds, besides data and weights.
 USED = {
-    "runtimes": ("images", "rounds"),
+    "runtimes": ("images", "pass_images", "rounds"),
     "job": ("train_size", "epochs", "slice"),
-    "later": ("epochs", "slice"),
     "baseline": ("epochs", "rounds"),
     "growth": ("sizes",),
     "ninety": ("slice",),

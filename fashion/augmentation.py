@@ -6,8 +6,8 @@ import keras
 def augment(model: keras.Model) -> keras.Model:
     """The same model, trained on images flipped, shifted by up to two pixels, and erased in part.
 
-    Half of them lose a rectangle, of 14 to 57 % of their height and width, to noise: random erasing
-    (Zhong et al., 2017, arXiv:1708.04896, who tried it on Fashion-MNIST, too).
+    A quarter of them loses a rectangle, of 14 to 57 % of their height and width, to noise: random
+    erasing (Zhong et al., 2017, arXiv:1708.04896, who do it to half, but for 300 epochs).
     """
     images = keras.Input((28, 28), dtype="uint8")
     flip = keras.layers.RandomFlip("horizontal", dtype="float32")
@@ -19,7 +19,7 @@ def augment(model: keras.Model) -> keras.Model:
         dtype="float32",
     )
     erase = keras.layers.RandomErasing(
-        factor=(0.5, 0.5), scale=(0.02, 0.33), value_range=(0, 255), dtype="float32"
+        factor=(0.25, 0.25), scale=(0.02, 0.33), value_range=(0, 255), dtype="float32"
     )
     augmented = erase(shift(flip(keras.ops.expand_dims(keras.ops.cast(images, "float32"), -1))))
     return keras.Model(images, model(keras.ops.cast(keras.ops.squeeze(augmented, -1), "uint8")))

@@ -34,7 +34,8 @@ class FineTuningOptions:
     fine_tune_learning_rate: PositiveFloat = 1e-4
     """Adam's, at its highest"""
     fine_tune_inputs: Literal["cached", "computed", "augmented"] = "cached"
-    """activations kept on disk, computed in each epoch, or those of flipped and shifted images"""
+    """activations kept on disk, computed in each epoch, or those of images that are flipped,
+    shifted and partly erased"""
     resume: Flag = False
     """go on after the last finished epoch of the fine-tuning in --output-dir"""
 

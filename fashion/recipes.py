@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -9,19 +10,23 @@ from typing import Annotated, Any, TypeVar
 from fashion.options import Options, one_of
 
 # What each stands for. All choices were made on validation images alone.
+FAST = {"image_size": 112, "features": "conv4_3x3", "dropout": 0.5, "epochs": 20}
+BEST = FAST | {"features": "conv4_4x4", "mirror": True}
 RECIPES: dict[str, dict[str, Any]] = {
     # As published: the last stage's averages of images enlarged to 224×224.
     "published": {},
     # Where a garment has its parts tells more than ImageNet's classes do, and a quarter of the
     # pixels tells it as well.
-    "fast": {"image_size": 112, "features": "conv4_3x3", "dropout": 0.5, "epochs": 20},
+    "fast": FAST,
     # A finer grid, and mirrored copies for twice the pass.
-    "best": {
-        "image_size": 112,
-        "features": "conv4_4x4",
-        "mirror": True,
-        "dropout": 0.5,
-        "epochs": 20,
+    "best": BEST,
+    # From there on, the third stage and the fourth are trained, too.
+    "tuned": BEST
+    | {
+        "fine_tune_blocks": 10,
+        "fine_tune_inputs": "augmented",
+        "fine_tune_batch_size": 64,
+        "fine_tune_epochs": 8,
     },
 }
 
@@ -31,7 +36,8 @@ class RecipeOptions:
     """Defaults of the other options, made for resnet50; what is given on the command line wins."""
 
     recipe: Annotated[str, one_of(RECIPES)] = "published"
-    """published: the last stage at 224×224; fast: a grid at 112×112; best: mirrored copies, too"""
+    """published: the last stage at 224×224; fast: a grid at 112×112; best: mirrored copies, too;
+    tuned: best, then two stages trained, for hours"""
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -50,6 +56,14 @@ def defaults(options: AnyOptions, words: Sequence[str]) -> AnyOptions:
         changes = {name: value for name, value in values.items() if name in names}
         groups[group.name] = dataclasses.replace(before, **changes)
     return dataclasses.replace(options, **groups)
+
+
+def remark(options: Options) -> None:
+    """Says on stderr where a recipe is used with another backbone than it was made for."""
+    config = options.config()
+    recipe, backbone = config.get("recipe", "published"), config.get("backbone")
+    if recipe != "published" and backbone != "resnet50":
+        print(f"--recipe {recipe} was made for resnet50, not for {backbone}.", file=sys.stderr)
 
 
 def _named(words: Sequence[str]) -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 
-def test_augmented_images_are_flipped_and_shifted_and_half_of_them_erased_in_part(sample):
+def test_augmented_images_are_flipped_and_shifted_and_some_of_them_erased_in_part(sample):
     keras.utils.set_random_seed(0)
     images = sample.train.images[:200]
     identity = keras.Sequential([keras.Input((28, 28), dtype="uint8"), keras.layers.Identity()])
@@ -33,7 +33,7 @@ def test_augmented_images_are_flipped_and_shifted_and_half_of_them_erased_in_par
         rectangle = fewest[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         assert rectangle.mean() > 0.3  # black noise on black, and white on white, are no change
         erased += 1
-    assert 75 <= erased <= 125  # 95 % and more of such samples of a half
+    assert 30 <= erased <= 70  # of 200; a quarter is 50, its deviation 6
     assert {flipped for flipped, _, _ in shifts} == {0, 1}
     assert {y for _, y, _ in shifts} == {x for _, _, x in shifts} == {1, 2, 3, 4, 5}
     np.testing.assert_array_equal(augment(identity)(images, training=False), images)

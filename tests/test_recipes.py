@@ -17,12 +17,13 @@ def test_recipe_sets_its_options_and_no_other(name):
     assert parse(resnet50_fashion, f"--recipe={name}").config() == config
 
 
-def test_recipes_are_three_steps_from_what_is_published():
+def test_recipes_are_steps_from_what_is_published():
     assert parse(resnet50_fashion).config() == PLAIN
     assert PLAIN["recipe"] == "published" and not RECIPES["published"]
     common = {"image_size": 112, "dropout": 0.5, "epochs": 20}
     assert RECIPES["fast"] == common | {"features": "conv4_3x3"}
     assert RECIPES["best"] == common | {"features": "conv4_4x4", "mirror": True}
+    assert RECIPES["tuned"].items() > RECIPES["best"].items()
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -55,3 +56,12 @@ def test_unknown_recipe_is_a_usage_error(words, command_line):
     first, second = done.err.splitlines()
     assert first.startswith("resnet50_fashion.py: error: --recipe: expected ")
     assert second == "See resnet50_fashion.py --help."
+
+
+def test_another_backbone_than_the_recipes_is_said(capsys):
+    for words in ([], ["--recipe", "fast"], ["--backbone", "mobilenetv2"]):
+        parse(resnet50_fashion, *words)
+        assert capsys.readouterr().err == ""
+    parse(resnet50_fashion, "--recipe", "fast", "--backbone", "mobilenetv2")
+    said = capsys.readouterr().err
+    assert said == "--recipe fast was made for resnet50, not for mobilenetv2.\n"
