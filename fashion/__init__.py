@@ -30,6 +30,8 @@ def _silent_import() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except KeyboardInterrupt:
+            sys.exit(130)  # Ctrl-C, without a traceback through all that imports
         except BaseException:
             held.seek(0)
             os.write(stderr, held.read())

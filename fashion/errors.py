@@ -2,7 +2,9 @@
 
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +23,25 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a cluster sends some time before it kills: all is closed as for Ctrl-C."""
+
+
+def _terminate(*of: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
+    raise Terminated
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Calls `main` and ends the process: exit code 0; 1 or 2 for an error; 130 for Ctrl-C.
 
-    141 (as a shell says of SIGPIPE) where nobody reads the output any more, as after `| head`.
+    143 for SIGTERM, and 141 (a shell's for SIGPIPE) where nobody reads the output any more, as
+    after `| head`.
     """
     script = Path(sys.argv[0]).name
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no "…" or "×"
@@ -42,7 +57,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's end would try again
         sys.exit(141)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         warnings.simplefilter("ignore")  # asyncio's, on what was not awaited within wandb
-        print(f"\n{script}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        terminated = isinstance(error, Terminated)
+        print(f"\n{script}: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        sys.exit(143 if terminated else 130)

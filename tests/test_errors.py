@@ -1,8 +1,10 @@
 """How a script ends: its exit code, and what it says."""
 
 import io
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 
 from fashion import errors
@@ -10,6 +12,14 @@ from fashion.errors import UsageError, UserError
 
 import pytest
 from conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def own_handler_of_sigterm():
+    """A script's may stay in its process until the end of that."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -40,6 +50,45 @@ def run(monkeypatch, capsys):
 )
 def test_exit_code_and_message(error, code, message, run):
     assert run(error) == (code, "", message)
+
+
+def terminate_twice():
+    """As `timeout` does: the second would disturb what closes after the first."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_ends_it_as_an_interrupt_does_and_so_says(capsys):
+    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+        errors.run_script(terminate_twice)
+    assert end.value.code == 143
+    assert capsys.readouterr().err.endswith(": terminated\n")
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *of: None])
+def test_sigterm_stays_another_ones_where_it_was_set(handler):
+    signal.signal(signal.SIGTERM, handler)
+    with pytest.raises(SystemExit) as end:
+        errors.run_script(terminate_twice)
+    assert end.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    ends = []
+
+    def end():
+        with pytest.raises(SystemExit) as error:
+            errors.run_script(lambda: None)
+        ends.append(error.value.code)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    thread.join()
+    assert ends == [0]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_any_other_exception_is_a_bug_and_shows_its_traceback():

@@ -1,6 +1,7 @@
 """What importing the package does to a process, seen in processes of their own."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -64,3 +65,22 @@ def test_what_was_held_back_is_shown_if_the_import_fails(given, level, tmp_path)
     assert err.count(f"at level {level}, the driver is too old\n") == 1
     assert err.index("too old") < err.index("Traceback")
     assert err.endswith("ImportError: no such library\n")
+
+
+WAITING = """
+import os, time
+os.write(1, b"importing\\n")
+time.sleep(60)
+"""
+
+
+# Of -15, a shell says 143.
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
+def test_signal_during_the_import_ends_it_quietly(sent, code, tmp_path):
+    (tmp_path / "tensorflow.py").write_text(WAITING)
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    process = python(tmp_path, f"{start}; import fashion", tmp_path)
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(sent)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == code
