@@ -1,8 +1,14 @@
 """What `--resume` needs: the weights of the last and the best epoch, and the state of the run."""
 
+import contextlib
 import dataclasses
+import errno
 import json
+import math
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,17 +72,14 @@ class Checkpoint:
         if epoch == log.best.epoch:
             self.best = self.last
         self.epochs = log.epochs
-        try:
-            self.folder.mkdir(exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".incomplete-") as temporary:
-                model.save_weights(part := Path(temporary) / self.last)
-                part.replace(self.folder / self.last)
-            self._write_state()
+        with self._writing() as temporary:
+            _try_to_write(temporary, model)
+            model.save_weights(part := temporary / self.last)
+            part.replace(self.folder / self.last)
+            self._write_state(temporary)
             for path in self.folder.glob("epoch-*.weights.h5"):
                 if path.name not in (self.last, self.best):
                     path.unlink()
-        except OSError as error:
-            raise UserError(f"no checkpoint could be written: {error}") from None
 
     def load(self, model: keras.Model, name: str | None) -> None:
         """Loads the weights of `last` or `best`, with the optimizer's.
@@ -92,17 +95,47 @@ class Checkpoint:
             raise UserError(f"{path} is damaged ({reason}): delete its folder") from None
 
     def finish(self) -> None:
-        """Notes that the run's results are written."""
-        self.finished = True
-        self._write_state()
+        """Notes that the run's results are written.
 
-    def _write_state(self) -> None:
+        Raises:
+            UserError: that cannot be.
+        """
+        self.finished = True
+        with self._writing() as temporary:
+            self._write_state(temporary)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Path]:
+        """A folder for what is not whole yet, beside what it will replace."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".incomplete-") as temporary:
+                yield Path(temporary)
+        except OSError as error:
+            raise UserError(f"no checkpoint could be written: {error}") from None
+
+    def _write_state(self, temporary: Path) -> None:
         state = dataclasses.asdict(self)
         del state["folder"]
         state["rows"] = state.pop("epochs")
-        part = self.folder / ".incomplete-state.json"
+        part = temporary / "state.json"
         part.write_text(json.dumps(state, indent=2) + "\n")
         part.replace(self.folder / "state.json")
+
+
+def _try_to_write(folder: Path, model: keras.Model) -> None:
+    """Raises an `OSError` if there is no room for the model's weights, and the optimizer's.
+
+    Since h5py may bring the whole process down then (3.16: "Segmentation fault"). Unlike the disk's
+    free space, this knows quotas and limits, too.
+    """
+    variables = [*model.variables, *model.optimizer.variables]
+    size = sum(4 * math.prod(variable.shape) + 4096 for variable in variables)  # with HDF5's tables
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif size > shutil.disk_usage(folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def open_checkpoint(

@@ -67,6 +67,11 @@ def parse(script: ModuleType, *words: object) -> Options:
     return common.parse(script.Options, script.__doc__, list(map(str, words)))
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The files in a folder and below."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 class Result:
     """What a run left in its output folder."""
 
@@ -92,10 +97,14 @@ def train(script: ModuleType, *words: object) -> Result:
     """Runs a script's `main` within this process, where TensorFlow is imported already."""
     parsed = parse(script, "--wandb", "disabled", *words)
     with pytest.MonkeyPatch.context() as patch:
-        # Of a short run, half of the time would be its pictures': here they are not laid out.
-        patch.setitem(pictures.STYLE, "figure.constrained_layout.use", False)
+        make_pictures_fast(patch)
         script.main(parsed)
     return Result(parsed.results.output_dir)
+
+
+def make_pictures_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a short run, half of the time would be its pictures': here they are not laid out."""
+    monkeypatch.setitem(pictures.STYLE, "figure.constrained_layout.use", False)
 
 
 @pytest.fixture

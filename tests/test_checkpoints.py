@@ -1,10 +1,7 @@
 """What `--resume` goes on with, and what it refuses."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
+import resource
 
 from fashion import backbones
 from fashion.checkpoints import open_checkpoint
@@ -15,7 +12,7 @@ from fashion.run import Run
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, Result, build_small_resnet, environment, load, parse
+from conftest import SAMPLE, build_small_resnet, contents, load, parse
 from test_epochs import epoch
 
 import common
@@ -297,6 +294,31 @@ def test_checkpoint_that_cannot_be_written_is_an_error(open_with, model, log):
         checkpoint.save(model, log)
 
 
+@pytest.fixture
+def file_limit():
+    """Sets the size that no file of this process may exceed, for one test."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_checkpoint_without_room_is_an_error_and_the_last_stays(unfinished, model, log, file_limit):
+    """And not h5py's, which may be the end of the process."""
+    before = contents(unfinished.folder)
+    file_limit(10_000)
+    with pytest.raises(common.UserError, match=r"^no checkpoint could be written: .*too large$"):
+        unfinished.save(model, log)
+    assert contents(unfinished.folder) == before
+
+
+def test_end_that_cannot_be_noted_is_an_error(unfinished, file_limit):
+    before = contents(unfinished.folder)
+    file_limit(100)
+    with pytest.raises(common.UserError, match=r"^no checkpoint could be written: .*too large$"):
+        unfinished.finish()
+    assert contents(unfinished.folder) == before
+
+
 # ------------------------------------------------------------------------------ whole runs
 
 FAST = (
@@ -339,60 +361,3 @@ def test_interrupted_run_resumes_to_the_same_figures(inputs, run, tmp_path, monk
         again = run(*words, "interrupted", "--resume")
         assert again.without_time() == expected.without_time()
         assert again.history == resumed.history
-
-
-def command(folder, cache, *words):
-    words = (*FAST, "--cache-dir", cache, *words)
-    return {
-        "args": [sys.executable, ROOT / "resnet50_fashion.py", *map(str, words)],
-        "cwd": folder,
-        "env": environment(folder),
-        "text": True,
-    }
-
-
-@pytest.mark.slow
-def test_killed_run_resumes_to_the_same_figures(tmp_path):
-    cache = tmp_path / "cache"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in whole, killed:
-        folder.mkdir()
-    done = subprocess.run(**command(whole, cache, "--wandb", "disabled"), capture_output=True)
-    assert done.returncode == 0, done.stderr
-    output = killed / "outputs" / "resnet50_fashion"
-    state = output / "checkpoint" / "state.json"
-    process = subprocess.Popen(
-        **command(killed, cache, "--wandb", "offline"), stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not state.exists() or len(json.loads(state.read_text())["rows"]) < 3:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (folder,) = killed.glob("wandb/offline-run-*")
-
-    again = subprocess.run(**command(killed, cache), capture_output=True)
-    assert again.returncode == 2
-    assert "--resume" in again.stderr.splitlines()[-2]
-    other = subprocess.run(
-        **command(killed, cache, "--resume", "--dropout", 0.1), capture_output=True
-    )
-    assert other.returncode == 2
-    assert "had another dropout (0.3, not 0.1)" in other.stderr
-
-    resumed = subprocess.run(
-        **command(killed, cache, "--resume", "--wandb", "offline"), capture_output=True
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert "Resuming after epoch " in resumed.stdout
-    expected = Result(whole / "outputs" / "resnet50_fashion")
-    assert Result(output).without_time() == expected.without_time()
-    runs = sorted(killed.glob("wandb/offline-run-*"))
-    assert len(runs) == 2 and {path.name.split("-")[-1] for path in runs} == {
-        folder.name.split("-")[-1]
-    }
-    left = sorted(path.name for path in state.parent.iterdir())
-    best = expected.metrics["best_epoch"]
-    kept = {f"epoch-{max(best, 2) if best > 2 else best:03}.weights.h5", "epoch-006.weights.h5"}
-    assert left == sorted({*kept, "state.json"})

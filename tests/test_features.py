@@ -1,8 +1,5 @@
 """The cache of features: what is in it, how it grows, what becomes of damage."""
 
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 from fashion import features
@@ -12,7 +9,7 @@ from fashion.progress import Progress
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, environment, load
+from conftest import contents, load
 
 import common
 
@@ -59,11 +56,6 @@ def fill(open_run, data):
 def read(cache, split, names):
     """The named features, side by side."""
     return features.read_copies({"": cache}, split, names)
-
-
-def contents(folder):
-    """What is in a cache's folder."""
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_pooled_are_averages_and_maxima():
@@ -268,43 +260,3 @@ def test_default_folder_is_among_the_users_caches(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert features.default_cache_dir() == tmp_path / ".cache" / "fashion-mnist-features"
-
-
-# ------------------------------------------------------------------------------ real processes
-
-FAST = (
-    *("--data-dir", SAMPLE, "--wandb", "disabled", "--weights", "none", "--epochs", 2),
-    *("--image-size", 64, "--train-size", 250, "--validation-size", 10, "--test-size", 10),
-)
-
-
-@pytest.mark.slow
-def test_killed_and_concurrent_extractions_end_in_the_same_bytes(tmp_path):
-    def start(name):
-        folders = ("--cache-dir", tmp_path / name, "--output-dir", f"output-{name}")
-        words = map(str, (*FAST, *folders))
-        return subprocess.Popen(
-            [sys.executable, ROOT / "resnet50_fashion.py", *words],
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            stdout=subprocess.DEVNULL,
-        )
-
-    disturbed = tmp_path / "disturbed"
-    assert start("undisturbed").wait(300) == 0
-    killed = start("disturbed")
-    deadline = time.monotonic() + 120
-    while not list(disturbed.rglob("0*.npz")):
-        assert time.monotonic() < deadline and killed.poll() is None
-        time.sleep(0.05)
-    killed.kill()
-    killed.wait()
-    left = contents(disturbed)
-    both = [start("disturbed"), start("disturbed")]
-    assert [process.wait(300) for process in both] == [0, 0]
-    expected = contents(tmp_path / "undisturbed")
-    assert len(expected) == 4
-    ended = contents(disturbed)
-    # The killed run may have left its temporary folder, which nothing reads.
-    assert {k: v for k, v in ended.items() if ".incomplete-" not in str(k)} == expected
-    assert {k: v for k, v in left.items() if ".incomplete-" not in str(k)}.items() <= ended.items()
