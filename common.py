@@ -165,8 +165,7 @@ def run_script(
 ) -> NoReturn:
     """Parses the command line, calls `main` with the options, or classifies `--predict`'s pictures.
 
-    The process ends with exit code 0; 1 or 2 for an error, in a line or two; 130 for Ctrl-C, 143
-    for SIGTERM.
+    Exit codes: 0; 1 or 2 for an error, in a line or two; 130 for Ctrl-C, 143 for SIGTERM.
     """
 
     def start() -> None:

@@ -2,15 +2,12 @@
 
 import functools
 import re
-import signal
-import subprocess
-import sys
 
 from fashion.run import OUTPUT_FILES
 
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, Result, environment, read_wandb_run, train
+from conftest import SAMPLE, Result, train
 
 import cnn_basic
 import common
@@ -137,36 +134,6 @@ def test_disabled_wandb_leaves_no_folder_and_output_goes_where_it_is_told(comman
     again = command_line(cnn_basic, *words, 0.1)
     assert again.code == 0
     assert f"replaces {', '.join(OUTPUT_FILES)} in here" in again.out
-
-
-def interruptible():
-    """For a child's start: Ctrl-C reaches it, also where this process ignores it (`nohup … &`)."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def test_interrupt_ends_with_one_line_and_a_readable_run(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-u", ROOT / "cnn_basic.py", "--data-dir", SAMPLE, "--epochs", "100000"],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=interruptible,
-    )
-    for line in process.stdout:
-        if line.startswith("Epoch 4/"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.endswith("\ncnn_basic.py: interrupted\n")
-    assert "Traceback" not in stderr
-    assert not list((tmp_path / "outputs" / "cnn_basic").iterdir())
-    run = read_wandb_run(tmp_path)
-    assert run.summary["summary"]["epoch/epoch"] >= 3
-    assert run.records[-1]["type"] == "exit"
-    assert run.records[-1]["exit"]["exit_code"] == 1  # it has not ended well
 
 
 def test_whole_run_reaches_what_is_promised(whole_folder, run_main):

@@ -5,8 +5,6 @@ import gzip
 import json
 import re
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 from fashion import pictures, tracking
@@ -16,7 +14,7 @@ from fashion.errors import UserError
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, SAMPLE_SIZES, environment, read_wandb_run, run_script
+from conftest import ROOT, SAMPLE, SAMPLE_SIZES
 from PIL import Image
 
 # --------------------------------------------------------------------------- what it is told
@@ -315,52 +313,3 @@ def test_trial_of_a_sweep_logs_no_model(open_run, tmp_path, monkeypatch):
     monkeypatch.setattr(type(run), "sweep_id", "abcd1234")
     tracking.log_model(run, tmp_path / "model.keras", "cnn_basic", {"a": 1})
     assert logged == [artifact]
-
-
-# ------------------------------------------------------------------------------ real processes
-
-
-@pytest.mark.slow
-def test_key_without_network_goes_on_offline(tmp_path):
-    start = time.monotonic()
-    words = ("--data-dir", SAMPLE, "--epochs", 1)
-    nowhere = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    done = run_script(tmp_path, "cnn_basic.py", *words, **nowhere)
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 60
-    assert "W&B: not online, so this run stays offline" in done.stdout
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-
-
-@pytest.mark.slow
-def test_folder_that_wandb_cannot_write_ends_a_script_in_one_line(tmp_path):
-    (tmp_path / "nowhere").touch()
-    words = ("--data-dir", SAMPLE, "--epochs", 1, "--wandb", "offline")
-    done = run_script(
-        tmp_path, "cnn_basic.py", *words, WANDB_DATA_DIR=str(tmp_path / "nowhere" / "data")
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("cnn_basic.py: error: W&B: ")
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
-def test_killed_run_leaves_a_readable_run_and_no_output(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-u", ROOT / "cnn_basic.py", "--data-dir", SAMPLE, "--epochs", "100000"],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    for line in process.stdout:
-        if line.startswith("Epoch 30/"):
-            break
-    process.kill()
-    process.wait()
-    assert not list((tmp_path / "outputs" / "cnn_basic").iterdir())
-    run = read_wandb_run(tmp_path)
-    assert len(run.rows) >= 10
-    assert all(0 < row["epoch/val_accuracy"] <= 1 for row in run.rows)
-    assert SAMPLE_SIZES["train"] == run.summary["config"]["data"]["train"]
