@@ -453,7 +453,8 @@ def test_full_disk_leaves_the_results_that_were_there(kind, room, undisturbed, m
     assert cache_of(tmp_path) == cache_of(undisturbed)
 
 
-@pytest.mark.parametrize("kind", ["disk", slowly("limit")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["disk", "limit"])
 def test_full_disk_leaves_the_last_checkpoint(kind, fine_tuned, make_disk, tmp_path):
     disk = make_disk("output", 8000, kind)
     shutil.copytree(fine_tuned / "cache", tmp_path / "cache")
