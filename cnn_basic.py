@@ -75,10 +75,11 @@ def main(options: Options) -> None:
             data = common.load_fashion_mnist(options.data)
         common.start_wandb(run, data)
         keras.utils.set_random_seed(options.training.seed)
-        model = build_model(options.model.hidden_units)
-        with run.stage("training"):
+        devices.make_deterministic()
+        with run.stage("training", lower="--batch-size or --hidden-units"):
+            model = build_model(options.model.hidden_units)
             train(model, run)
-        with run.stage("evaluation"):
+        with run.stage("evaluation", lower="--hidden-units"):
             probabilities = {
                 name: devices.predict_in_batches(model, split.images)
                 for name, split in data.splits.items()

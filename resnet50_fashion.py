@@ -136,7 +136,7 @@ def extract_once(
     """
     caches = {suffix: FeatureCache(folder, model) for suffix, model in extractors.items()}
     splits = run.data.splits
-    with run.stage("extraction"):
+    with run.stage("extraction", lower="--image-size"):
         for suffix, cache in caches.items():
             progress = Progress("Mirrored" if suffix else "Features", run.wandb_run)
             cache.fill(splits.values(), progress)
@@ -219,7 +219,7 @@ def train(
         options.learning_rate, len(batches) * options.epochs
     )
     classifier.compile(
-        optimizer=keras.optimizers.Adam(schedule),
+        optimizer=devices.scale_loss(keras.optimizers.Adam(schedule), classifier.layers[0]),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
         metrics=["accuracy"],
         # Several GPUs cannot yet do several steps at once ("must feed a value for placeholder").
@@ -267,7 +267,7 @@ def main(options: Options) -> None:
     with common.Run(options) as run:
         with run.stage("data"):
             data = common.load_fashion_mnist(options.data)
-        with run.stage("backbone"):
+        with run.stage("backbone", lower="--image-size"):
             names = options.head.names
             backbone = load_backbone(options)
             extractors = build_extractors(backbone, names, options.head.mirror)

@@ -102,7 +102,7 @@ class Backbone:
     name: str  # one of `ARCHITECTURES`
     network: keras.Model  # float RGB (N, size, size, 3) → its last activations
     folded: keras.Model  # uint8 (N, 28, 28) → the same, with all that comes before, frozen
-    precision: str  # of `folded`: "float32" or "bfloat16"
+    precision: str  # of `folded`: one of `devices.DTYPES`
 
     @cached_property
     def blocks(self) -> list[str]:

@@ -180,6 +180,9 @@ def open_checkpoint(
         )
     defaults = type(run.options)().config()  # of options that an old checkpoint does not name
     theirs = {name: old.config.get(name, defaults.get(name)) for name in new.config | old.config}
+    # Before its first epoch, it may be that the batches were too large for the memory.
+    if len(old.epochs) == old.head_epochs:
+        theirs["fine_tune_batch_size"] = new.config["fine_tune_batch_size"]
     other = [
         name if isinstance(value, dict) else f"{name} ({value}, not {new.config.get(name)})"
         for name, value in sorted(theirs.items())
@@ -191,7 +194,7 @@ def open_checkpoint(
         raise UsageError(
             f"--resume: the run in {folder} has finished, with another fine_tune_learning_rate"
         )
-    return dataclasses.replace(old, learning_rate=new.learning_rate)
+    return dataclasses.replace(old, config=new.config, learning_rate=new.learning_rate)
 
 
 def _read(folder: Path) -> Checkpoint:

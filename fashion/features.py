@@ -91,7 +91,8 @@ class FeatureCache:
             progress: is told of it.
 
         Raises:
-            UserError: the cache cannot be written, or its disk has not the room.
+            UserError: the cache cannot be written, or its disk has not the room; or the network
+                makes no numbers of the images.
         """
         names = tuple(self.network.output)
         todo = [
@@ -125,6 +126,11 @@ class FeatureCache:
                 continue
             outputs = devices.predict_batches(self.network, [images for _, images in group])
             for (path, _), features in zip(group, outputs, strict=True):
+                if any(np.isnan(values).any() for values in features.values()):
+                    raise UserError(
+                        f"the network makes no numbers of some images: {progress.title.lower()} "
+                        "are NaN; try --precision float32"
+                    )
                 _add(path, features)
             progress.advance(sum(len(images) for _, images in group))
 

@@ -91,7 +91,7 @@ class FineTuning:
             UserError: the loss is no longer a number, or a file cannot be read or written.
         """
         inputs, splits = self.options.fine_tune_inputs, run.data.splits
-        with run.stage("activations"):
+        with run.stage("activations", lower="--image-size"):
             lower, upper = self.cut.split(head)
             model = keras.Model(lower.input, upper(lower.output), name=run.options.script)
             activations = None
@@ -99,10 +99,10 @@ class FineTuning:
                 activations = FeatureCache(folder / lower.name, lower)
                 activations.fill(splits.values(), Progress("Activations", run.wandb_run))
         trained = upper if activations else model
-        with run.stage("fine_tuning"):
+        with run.stage("fine_tuning", lower="--fine-tune-batch-size, and --resume"):
             learner = augmentation.augment(model) if inputs == "augmented" else trained
             self._fit(learner, activations, run)
-        with run.stage("evaluation"):
+        with run.stage("evaluation", lower="--image-size"):
             batches = Batches(trained, activations, batch_size=100)
             with batches.errors():
                 probabilities = {
@@ -170,7 +170,9 @@ class FineTuning:
             warmup_steps=steps // 10,
         )
         model.compile(
-            optimizer=keras.optimizers.Adam(schedule),
+            optimizer=devices.scale_loss(
+                keras.optimizers.Adam(schedule), self.cut.backbone.folded.layers[-1]
+            ),
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
             metrics=["accuracy"],
         )

@@ -12,7 +12,7 @@ def copy_network(network: keras.Model, inputs: keras.KerasTensor, dtype: str) ->
     Args:
         network: of `keras.applications`, or the end of one.
         inputs: what the copy starts from.
-        dtype: dtype policy of its layers, "float32" or "mixed_bfloat16".
+        dtype: dtype policy of its layers, one of `devices.DTYPES`.
     """
     return keras.models.clone_model(
         network,
@@ -24,7 +24,7 @@ def copy_network(network: keras.Model, inputs: keras.KerasTensor, dtype: str) ->
 
 def _copy_layer(layer: keras.Layer, dtype: str, add_bias: bool = False) -> keras.Layer:
     if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
-        return layer  # it works on pixels, for which bfloat16 would be too coarse
+        return layer  # it works on pixels, for which 16 bits would be too coarse
     if isinstance(layer, keras.Sequential):
         return keras.models.clone_model(
             layer, clone_function=lambda inner: _copy_layer(inner, dtype)
@@ -50,7 +50,7 @@ def fold_batch_norm(network: keras.Model, images: keras.KerasTensor, dtype: str)
     Args:
         network: of `keras.applications`; left as it is.
         images: what the new model starts from, float32 (N, size, size, 3).
-        dtype: dtype policy of the new layers, "float32" or "mixed_bfloat16".
+        dtype: dtype policy of the new layers, one of `devices.DTYPES`.
     """
     producers = {id(layer.output): layer.name for layer in network.layers}
     norms = {

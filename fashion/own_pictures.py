@@ -43,7 +43,7 @@ def classify(paths: Iterable[Path], options: Options) -> None:
         original.thumbnail((256, 256))  # as large as it will be drawn
         originals.append(original)
     if images:
-        probabilities = devices.predict_in_batches(model, np.stack(images))
+        probabilities = devices.predict_in_batches(model, np.stack(images), batch_size=125)
         width = max(map(len, names))
         for name, row in zip(names, probabilities, strict=True):
             top = np.argsort(-row)[:3]

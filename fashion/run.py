@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import fashion
-from fashion import comparison, environment, pictures, result_files, tracking
+from fashion import comparison, devices, environment, pictures, result_files, tracking
 from fashion.data import FashionMNIST
 from fashion.epochs import Epoch, EpochLog
 from fashion.errors import UserError
@@ -99,10 +99,15 @@ class Run:
             self.wandb_run.finish(exit_code=1 if error else None)
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Notes how many seconds the block took."""
+    def stage(self, name: str, lower: str = "--batch-size") -> Iterator[None]:
+        """Notes how many seconds the block took.
+
+        Raises:
+            UserError: memory does not suffice; the option `lower` should be lower.
+        """
         start = time.perf_counter()
-        yield
+        with devices.enough_memory(name.replace("_", "-"), lower):
+            yield
         self._seconds[name] = round(time.perf_counter() - start, 2)
 
     def note(self, **parts: dict[str, Any]) -> None:

@@ -233,6 +233,21 @@ def test_run_on_other_data_weights_or_precision_is_not_resumed(unfinished, open_
         open_with("--resume", data=data)
 
 
+def test_batches_may_become_smaller_before_the_first_epoch_alone(open_with, model, log):
+    """Their size is what may not fit into a GPU's memory, and until then decides nothing."""
+    checkpoint = open_with()
+    checkpoint.head_epochs, checkpoint.wandb_id = 3, "abcd1234"
+    checkpoint.save(model, log)
+    resumed = open_with("--resume", "--fine-tune-batch-size", 16)
+    assert resumed.epochs == log.epochs
+    assert resumed.config["fine_tune_batch_size"] == 16
+    log.epochs.append(epoch(4, 0.625))
+    resumed.save(model, log)
+    assert open_with("--resume", "--fine-tune-batch-size", 16) == resumed
+    with pytest.raises(common.UsageError, match=r"another fine_tune_batch_size \(16, not 32\)$"):
+        open_with("--resume")
+
+
 def test_finished_run_gives_way_to_a_new_one(unfinished, open_with):
     unfinished.finish()
     assert open_with().last is None
@@ -334,10 +349,19 @@ def run(run_main, shared_cache, small_resnet, small_files):
     return lambda *more: run_main(resnet50_fashion, *words, *more)
 
 
-@pytest.mark.parametrize("inputs", ["cached", pytest.param("augmented", marks=pytest.mark.slow)])
-def test_interrupted_run_resumes_to_the_same_figures(inputs, run, tmp_path, monkeypatch, capsys):
-    """Shuffling, dropout, augmentation and Adam's moments go on where they were."""
-    words = ("--fine-tune-inputs", inputs, "--output-dir")
+@pytest.mark.parametrize(
+    ("inputs", "precision"),
+    [
+        ("cached", "float16"),
+        pytest.param("cached", "float32", marks=pytest.mark.slow),
+        pytest.param("augmented", "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_run_resumes_to_the_same_figures(
+    inputs, precision, run, tmp_path, monkeypatch, capsys
+):
+    """Shuffling, dropout, augmentation, Adam's moments, the loss's scale go on where they were."""
+    words = ("--fine-tune-inputs", inputs, "--precision", precision, "--output-dir")
     expected = run(*words, "whole")
 
     def interrupt(log, epoch, logs=None):

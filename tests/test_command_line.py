@@ -31,7 +31,8 @@ REFUSALS = {
     "inceptionv3, mobilenetv2, convnexttiny, got 'vgg16'",
     "--features conv6": "--features: expected one of conv5, conv4, conv4_3x3, conv4_4x4, "
     "got 'conv6'",
-    "--precision float64": "--precision: expected one of auto, float32, bfloat16, got 'float64'",
+    "--precision float64": "--precision: expected one of auto, float32, bfloat16, float16, "
+    "got 'float64'",
     "--resume": "--resume: only fine-tuning can be resumed, by the same --fine-tune-blocks",
     # In argparse's words, which differ between versions of Python: what the first line names.
     "--predict": None,

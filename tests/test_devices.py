@@ -55,6 +55,110 @@ def test_precision_is_bfloat16_where_the_processor_has_it(monkeypatch):
             assert devices.choose_precision(asked_for) == asked_for
 
 
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ({}, "float32"),
+        ({"compute_capability": (6, 0)}, "float32"),  # P100
+        ({"compute_capability": (7, 0)}, "float16"),  # V100
+        ({"compute_capability": (7, 5)}, "float16"),  # T4
+        ({"compute_capability": (8, 0)}, "bfloat16"),  # A100
+        ({"compute_capability": (12, 0)}, "bfloat16"),
+    ],
+)
+def test_precision_on_a_gpu_is_what_its_matrix_units_take(capability, expected, monkeypatch):
+    """On a GPU that is not there: `test_gpu.py` asks one that is."""
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU", "another"])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: capability)
+    assert devices.choose_precision("auto") == expected
+    for asked_for in devices.DTYPES:
+        assert devices.choose_precision(asked_for) == asked_for
+
+
+def test_gpus_and_they_alone_are_made_deterministic(monkeypatch):
+    calls, visible = [], []
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: visible)
+    monkeypatch.setattr(
+        tf.config.experimental, "enable_op_determinism", lambda: calls.append(list(visible))
+    )
+    devices.use("all")
+    assert calls == []
+    visible.append("a GPU")
+    devices.use("all")
+    assert calls == [["a GPU"]]
+
+
+DETERMINISTIC = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import fashion
+import tensorflow as tf
+tf.config.experimental.enable_op_determinism()
+import common, {{script}}
+common.run_script({{script}}.main, {{script}}.Options, "")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", ["cached", "augmented"])
+def test_nothing_in_a_run_is_against_determinism(inputs, tmp_path):
+    """As far as a processor can tell: each random operation has a seed."""
+    words = {
+        "resnet50_fashion": (*FAST, "--fine-tune-inputs", inputs, "--cache-dir", tmp_path),
+        "cnn_basic": ("--data-dir", SAMPLE, "--epochs", 1, "--wandb", "disabled"),
+    }
+    for script, more in words.items():
+        more = (*more, "--output-dir", tmp_path / script)
+        subprocess.run(
+            [sys.executable, "-c", DETERMINISTIC.format(script=script), *map(str, more)],
+            cwd=tmp_path,
+            env=process_environment(tmp_path),
+            check=True,
+        )
+        assert Result(tmp_path / script).history
+
+
+def build_line(dtype):
+    """One weight, in a precision: (N, 1) → (N, 1)."""
+    line = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype=dtype)
+    return keras.Sequential([keras.Input((1,)), line])
+
+
+@pytest.mark.parametrize("precision", devices.DTYPES)
+def test_gradients_that_are_too_small_for_float16_are_not_lost(precision):
+    """The weight's is 1e-3 · 1e-6, and float16's smallest number 6e-8."""
+    model = build_line(devices.DTYPES[precision])
+    optimizer = devices.scale_loss(keras.optimizers.SGD(1e9), model.layers[0])
+    assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "float16")
+    model.compile(optimizer, loss=lambda true, predicted: 1e-6 * predicted)
+    model.train_on_batch(np.full((1, 1), 1e-3), np.zeros((1, 1)))
+    assert model.layers[0].kernel.numpy().item() == pytest.approx(1 - 1, abs=0.02)
+
+
+def test_without_a_scaled_loss_they_are_lost():
+    """Of which the test above is not aware."""
+    model = build_line("mixed_float16")
+    model.compile(keras.optimizers.SGD(1e9), loss=lambda true, predicted: 1e-6 * predicted)
+    model.train_on_batch(np.full((1, 1), 1e-3), np.zeros((1, 1)))
+    assert model.layers[0].kernel.numpy().item() == 1
+
+
+def test_too_little_memory_names_the_option_to_lower():
+    message = "^out of memory during a rest: try it with a lower --batch-size$"
+    with (
+        pytest.raises(common.UserError, match=message),
+        devices.enough_memory("a rest", lower="--batch-size"),
+    ):
+        tf.zeros([10**14])  # 400 TB
+
+
+def test_full_gpu_is_too_little_memory_and_any_other_internal_error_is_a_bug():
+    full = "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not initialized."
+    for text, expected in (full, common.UserError), ("something", tf.errors.InternalError):
+        with pytest.raises(expected), devices.enough_memory("a rest", lower="--batch-size"):
+            raise tf.errors.InternalError(None, None, text)
+
+
 def test_each_precision_is_a_dtype_policy_of_keras():
     for precision, name in devices.DTYPES.items():
         policy = keras.dtype_policies.get(name)

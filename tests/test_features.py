@@ -156,6 +156,18 @@ def test_pass_adds_its_features_to_those_that_are_there(fill, cache, data, capsy
     assert cache.read_chunk(data.train, 0).keys() == {"one", "two"}
 
 
+def test_features_that_are_no_numbers_are_an_error_and_not_kept(fill, tmp_path):
+    """As those of a network whose activations float16 cannot hold."""
+    images = keras.Input((28, 28), dtype="uint8")
+    largest = keras.ops.max(keras.ops.cast(images, "float32"), axis=(1, 2))
+    infinite = largest[:, None] * float("inf")
+    cache = FeatureCache(tmp_path / "nan", keras.Model(images, {"one": infinite - infinite}))
+    message = "the network makes no numbers of some images: features are NaN; try --precision"
+    with pytest.raises(common.UserError, match=message):
+        fill(cache)
+    assert not list(cache.folder.rglob("*.npz"))
+
+
 def test_what_a_killed_run_leaves_is_gone_on_with(fill, cache, data, capsys):
     fill(cache)
     whole = contents(cache.folder)

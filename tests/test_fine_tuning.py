@@ -4,10 +4,12 @@ import json
 import shutil
 
 from fashion import backbones
+from fashion.epochs import EpochLog
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import (
     SAMPLE,
     Result,
@@ -120,6 +122,39 @@ def test_cached_activations_train_as_computed_ones_and_augmented_ones_do_not(run
     assert losses[0][:2] == losses[1][:2]  # the head's
     assert losses[0][2] != pytest.approx(losses[1][2], rel=0.01)
     assert not any("random" in layer.name for layer in augmented.model.layers)
+
+
+@pytest.mark.slow
+def test_float16_trains_as_float32_does(run):
+    """In head and fine-tuning, whose small gradients would be 0 unless the loss were scaled."""
+    words = ("--dropout", 0, "--fine-tune-inputs", "computed", "--precision")
+    expected, result = (run(*words, precision) for precision in ("float32", "float16"))
+    dtypes = {x.compute_dtype for x in result.model.layers if x.name.startswith("conv1")}
+    assert dtypes == {"float16"}
+    assert isinstance(result.model.optimizer, keras.optimizers.LossScaleOptimizer)
+    for one, other in zip(expected.history, result.history, strict=True):
+        for name in "loss", "val_loss", "learning_rate", "val_accuracy":
+            assert one[name] == pytest.approx(other[name], rel=0.03)
+    assert result.history[-1]["loss"] < result.history[2]["loss"] < result.history[0]["loss"]
+
+
+def test_too_little_memory_loses_nothing_and_smaller_batches_go_on(run, tmp_path, monkeypatch):
+    """As where the first step has too large a batch, of which the head knew nothing."""
+    begin = EpochLog.on_epoch_begin
+
+    def need_too_much(log, epoch, logs=None):
+        begin(log, epoch, logs)
+        if epoch == 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochLog, "on_epoch_begin", need_too_much)
+        with pytest.raises(common.UserError, match=r"^out of memory during fine-tuning: .*") as end:
+            run()
+    assert str(end.value).endswith("try it with a lower --fine-tune-batch-size, and --resume")
+    resumed = run("--fine-tune-batch-size", 10, "--resume")
+    anew = run("--fine-tune-batch-size", 10, "--output-dir", tmp_path / "anew")
+    assert resumed.without_time() == anew.without_time()
 
 
 def test_fine_tuning_options_reach_what_they_name(run, finished):

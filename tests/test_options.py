@@ -146,7 +146,7 @@ VALUES = {
     "--backbone": (["resnet50", "convnexttiny"], ["vgg16", ""]),
     "--features": (["conv5", "conv4", "conv4_3x3", "conv4_4x4"], ["conv6", ""]),
     "--recipe": (["published"], ["slow", ""]),
-    "--precision": (["auto", "float32", "bfloat16"], ["float64"]),
+    "--precision": (["auto", "float32", "bfloat16", "float16"], ["float64"]),
     "--fine-tune-inputs": (["cached", "computed", "augmented"], ["none"]),
 }
 

@@ -67,7 +67,7 @@ def grid(activations, fields):
     return np.hstack([activations[:, y, x].mean((1, 2)) for y in parts for x in parts])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_features_are_those_of_the_unfolded_backbone(precision, random_backbone, sample):
     images = sample.test.images[:16]
     backbone = random_backbone("resnet50", 224, precision)
@@ -80,7 +80,7 @@ def test_features_are_those_of_the_unfolded_backbone(precision, random_backbone,
     features = extractor.predict(images, verbose=0)
     assert len(features) == 9
     # float16 keeps 11 bits, bfloat16 8 in each of fifty layers.
-    tolerance = 2e-3 if precision == "float32" else 0.1
+    tolerance = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1}[precision]
     for stage, activations in zip(STAGES, plain, strict=True):
         for name, pooled in (
             ("avg", activations.mean((1, 2))),
@@ -94,6 +94,25 @@ def test_features_are_those_of_the_unfolded_backbone(precision, random_backbone,
             ours = features[f"{stage}_{name}"]
             assert ours.dtype == np.float16
             np.testing.assert_allclose(ours, pooled, rtol=tolerance, atol=tolerance * pooled.mean())
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float16", 4e-3), ("bfloat16", 0.03)])
+def test_16_bits_are_enough_for_imagenets_weights(precision, expected, imagenet_weights, sample):
+    """No activation on the way is too large for float16, and features are close to float32's."""
+    features, largest = [], []
+    for dtype in "float32", precision:
+        words = ("--image-size", 64, "--weights", imagenet_weights, "--precision", dtype)
+        backbone = resnet50_fashion.load_backbone(parse(resnet50_fashion, *words))
+        extractor = resnet50_fashion.build_extractor(backbone, ("conv5_avg",))
+        features.append(extractor.predict_on_batch(sample.test.images[:50]))
+        layers = [x.output for x in backbone.folded.layers if x.name.startswith("conv")]
+        activations = keras.Model(backbone.folded.input, layers)
+        on_the_way = activations.predict_on_batch(sample.test.images[:10])
+        largest.append(max(np.abs(x.astype("float32")).max() for x in on_the_way))
+    assert largest == pytest.approx([largest[0]] * 2, rel=0.05) and largest[1] < 65504 / 10
+    for name, values in features[0].items():
+        values, others = values.astype("float32"), features[1][name].astype("float32")
+        assert 0 < np.abs(others - values).mean() / values.mean() < expected
 
 
 @pytest.mark.parametrize(
@@ -172,7 +191,11 @@ def digest_of(result):
 
 @pytest.mark.parametrize(
     ("precision", "images"),
-    [("float32", 40), pytest.param("bfloat16", 420, marks=pytest.mark.slow)],
+    [
+        ("float32", 40),
+        pytest.param("bfloat16", 420, marks=pytest.mark.slow),
+        pytest.param("float16", 420, marks=pytest.mark.slow),
+    ],
 )
 def test_saved_model_is_the_head_on_the_cached_features(precision, images, run_real, shared_cache):
     sizes = ("--train-size", images, "--validation-size", 40, "--test-size", 40)
