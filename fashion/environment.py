@@ -12,12 +12,14 @@ import numpy as np
 import tensorflow as tf
 import wandb
 
+PROC = Path("/proc")  # Linux has it; Windows and macOS have not
+
 
 def cpu_info() -> dict[str, str]:
     """`/proc/cpuinfo` of the first core: {"model name": …, "flags": …}; {} where there is none."""
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        return dict(re.split(r"\s*:\s?", line, maxsplit=1) for line in lines)
+        lines = (PROC / "cpuinfo").read_text().split("\n\n")[0].splitlines()
+        return dict(re.split(r"\s*:\s?", line, maxsplit=1) for line in lines if ":" in line)
     return {}
 
 
@@ -53,7 +55,7 @@ def peak_memory() -> dict[str, float]:
     peak = {}
     # On Linux: `ru_maxrss` would be at least what the process that started this one had.
     with contextlib.suppress(OSError, IndexError):
-        status = Path("/proc/self/status").read_text()
+        status = (PROC / "self" / "status").read_text()
         peak["peak_gb"] = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
     if not peak and platform.system() == "Darwin":
         import resource

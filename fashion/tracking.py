@@ -3,6 +3,7 @@
 import contextlib
 import netrc
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -190,12 +191,23 @@ def log_model(run: wandb.Run, path: Path, name: str, metadata: dict[str, object]
     run.log_artifact(artifact)
 
 
+def viewer(version: str) -> str | None:
+    """The command of that version of W&B that shows an offline run in a terminal, if it has one."""
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
+    if numbers >= (0, 28):
+        return "wandb leet"
+    return "wandb beta leet" if numbers >= (0, 22, 2) else None
+
+
 def ways_to_look(run: wandb.Run) -> list[str]:
-    """How to look at a run that is offline, and how to upload it: a line each."""
+    """How to look at a run that is offline, if W&B can, and how to upload it: a line each."""
     if run.disabled or not run.offline:
         return []
-    folder = shlex.quote(os.path.relpath(Path(run.dir).parent))
-    return [
-        f"W&B, offline. Look at the run:  wandb leet {folder}",
-        f"              Sync it later:    wandb sync {folder}",
-    ]
+    path = Path(run.dir).parent
+    with contextlib.suppress(ValueError):  # it is on another of Windows' drives
+        path = Path(os.path.relpath(path))
+    # Windows' command line knows no single quotes, and its paths have no double ones.
+    folder = f'"{path}"' if os.name == "nt" else shlex.quote(str(path))
+    ways = {"Look at the run:": viewer(wandb.__version__), "Sync it later:": "wandb sync"}
+    lines = [f"{title:<17} {command} {folder}" for title, command in ways.items() if command]
+    return [f"W&B, offline. {lines[0]}", *(f"{'':14}{line}" for line in lines[1:])]

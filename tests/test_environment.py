@@ -55,6 +55,21 @@ def test_processor_is_the_first_cores():
                 break
 
 
+def test_where_there_is_no_proc_less_is_noted(monkeypatch, tmp_path):
+    """As on Windows; the processor has a name there, too, or at least a kind."""
+    monkeypatch.setattr(environment, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    assert environment.cpu_info() == {}
+    assert environment.versions()["processor"]
+    assert environment.peak_memory().keys() <= {"gpu_peak_gb"}
+
+
+def test_odd_line_about_the_processor_is_passed_over(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "PROC", tmp_path)
+    (tmp_path / "cpuinfo").write_text("model name : odd: very\nno colon\n\nmodel name : other\n")
+    assert environment.cpu_info() == {"model name": "odd: very"}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_peak_memory_is_at_least_what_the_process_has_had():
     block = np.ones(25_000_000)  # 0.2 GB

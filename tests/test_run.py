@@ -2,14 +2,16 @@
 
 import json
 import time
+from pathlib import Path
 
-from fashion import pictures
+from fashion import pictures, tracking
 from fashion.errors import UserError
 from fashion.run import OUTPUT_FILES, Run
 
 import keras
 import numpy as np
 import pytest
+import wandb
 from conftest import SAMPLE, Result, parse
 from test_epochs import epoch
 
@@ -178,10 +180,15 @@ def test_printed_table_and_last_lines_are_the_runs(offline_run):
         f"({low:.1%} to {high:.1%})"
     )
     assert row in offline_run.out
-    look, sync = offline_run.out.splitlines()[-2:]
     (folder,) = (offline_run.folder / "wandb").glob("offline-run-*")
-    assert look.endswith(f"wandb leet wandb/{folder.name}")
-    assert sync.endswith(f"wandb sync wandb/{folder.name}")
+    path = Path("wandb", folder.name)
+    *_, saved, look, sync = offline_run.out.splitlines()
+    assert sync.endswith(f"wandb sync {path}")
+    if command := tracking.viewer(wandb.__version__):
+        assert look.endswith(f"{command} {path}")
+    else:
+        saved = look
+    assert saved.startswith("Saved in ")
 
 
 def test_a_run_that_ends_well_writes_nothing_to_the_stream_of_errors(offline_run):

@@ -3,8 +3,11 @@
 import collections
 import gzip
 import json
+import os
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 from fashion import pictures, tracking
@@ -14,7 +17,8 @@ from fashion.errors import UserError
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, SAMPLE_SIZES
+import wandb
+from conftest import ROOT, SAMPLE, SAMPLE_SIZES, environment
 from PIL import Image
 
 # --------------------------------------------------------------------------- what it is told
@@ -262,8 +266,52 @@ def test_run_without_a_key_is_offline_and_says_so_if_online_was_wanted(start, ca
         "W&B: no key, so this run stays offline; `wandb login` configures one.\n"
     )
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    look, sync = tracking.ways_to_look(run)
-    assert "wandb leet " in look and "wandb sync " in sync
+    first, *_, last = tracking.ways_to_look(run)
+    assert first.startswith("W&B, offline. ") and "wandb sync " in last
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("0.21.0", None),
+        ("0.22.1", None),
+        ("0.22.2", "wandb beta leet"),
+        ("0.27.2", "wandb beta leet"),
+        ("0.28.0", "wandb leet"),
+        ("0.28.0rc1", "wandb leet"),
+        ("1.0.0", "wandb leet"),
+    ],
+)
+def test_viewer_is_what_that_version_has(version, expected, start, monkeypatch):
+    assert tracking.viewer(version) == expected
+    monkeypatch.setattr(wandb, "__version__", version)
+    lines = tracking.ways_to_look(start("offline"))
+    assert len(lines) == (2 if expected else 1)
+    assert ("leet" in lines[0]) == bool(expected) and "wandb sync " in lines[-1]
+    assert {line.index(" wandb ") for line in lines} == {lines[0].index(" wandb ")}
+
+
+def test_hinted_commands_are_commands(start, tmp_path):
+    """Of the W&B that is installed; its command line says what it has."""
+    for line in tracking.ways_to_look(start("offline")):
+        words = shlex.split(line.split(" wandb ")[1])[:-1]
+        command = [sys.executable, "-m", "wandb", *words, "--help"]
+        done = subprocess.run(
+            command, env=environment(tmp_path), capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Usage: " in done.stdout
+
+
+def test_folder_in_a_hint_can_be_pasted(no_credentials, monkeypatch):
+    folder = no_credentials / "Zoë's runs"
+    folder.mkdir()
+    run = tracking.start("offline", dir=str(folder))
+    run.finish()
+    monkeypatch.chdir(no_credentials)
+    relative = os.path.relpath(Path(run.dir).parent)
+    for line in tracking.ways_to_look(run):
+        assert shlex.split(line.split(" wandb ")[1])[-1] == relative
 
 
 def test_disabled_run_takes_everything_and_leaves_nothing(start, sample, tmp_path):
