@@ -182,6 +182,17 @@ def test_head_is_dense_512_dropout_softmax_on_the_features():
     assert not np.array_equal(other.predict(features, verbose=0), first)
 
 
+def test_too_large_images_for_the_memory_are_an_error_in_a_line(
+    command_line, small_resnet, tmp_path
+):
+    """125 of them would take 5 TB."""
+    words = (*FAST, "--image-size", 100_000, "--cache-dir", tmp_path, "--wandb", "disabled")
+    done = command_line(resnet50_fashion, *words)
+    expected = "out of memory during extraction: try it with a lower --image-size"
+    assert done.code == 1
+    assert done.err == f"resnet50_fashion.py: error: {expected}\n"
+
+
 # -------------------------------------------------------------------------------- whole runs
 
 
