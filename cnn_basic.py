@@ -1,6 +1,6 @@
 """A baseline on Fashion-MNIST: Flatten → Dense(ReLU) → Dense(softmax), about 87 % in seconds.
 
-The saved model takes raw uint8 (N, 28, 28) images and gives probabilities (N, 10).
+The saved model takes raw uint8 (N, 28, 28) images and gives probabilities (N, classes).
 """
 
 from dataclasses import dataclass
@@ -33,15 +33,15 @@ class Options(common.Options):
     model: ModelOptions = ModelOptions()
 
 
-def build_model(hidden_units: int) -> keras.Model:
-    """uint8 (N, 28, 28) → float32 (N, 10) probabilities."""
+def build_model(hidden_units: int, classes: int) -> keras.Model:
+    """uint8 (N, 28, 28) → float32 (N, classes) probabilities."""
     return keras.Sequential(
         [
             keras.Input((28, 28), dtype="uint8", name="images"),
             keras.layers.Rescaling(1 / 255),  # on pixels from 0 to 255 the ReLUs die
             keras.layers.Flatten(),
             keras.layers.Dense(hidden_units, activation="relu"),
-            keras.layers.Dense(10, activation="softmax", name="probabilities"),
+            keras.layers.Dense(classes, activation="softmax", name="probabilities"),
         ],
         name="cnn_basic",
     )
@@ -77,7 +77,7 @@ def main(options: Options) -> None:
         keras.utils.set_random_seed(options.training.seed)
         devices.make_deterministic()
         with run.stage("training", lower="--batch-size or --hidden-units"):
-            model = build_model(options.model.hidden_units)
+            model = build_model(options.model.hidden_units, len(data.class_names))
             train(model, run)
         with run.stage("evaluation", lower="--hidden-units"):
             probabilities = {

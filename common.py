@@ -1,7 +1,7 @@
 """What both scripts say: the data, 224×224 RGB images, batches, the start of a W&B run.
 
-What any script needs of the package behind it is handed on from here: options, errors, `Run`, the
-data's classes. Importing that package prepares TensorFlow and Keras.
+What any script needs of the package behind it is handed on from here: options, errors, `Run`.
+Importing that package prepares TensorFlow and Keras.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from fashion import command_line, errors, own_pictures, recipes, sources
 from fashion.checkpoints import Checkpoint
-from fashion.data import CLASS_NAMES, FashionMNIST, Split, split_files
+from fashion.data import FashionMNIST, Split, split_files
 from fashion.errors import UsageError, UserError
 from fashion.options import AnyOptions, DataOptions, Options, ResultsOptions, TrainingOptions
 from fashion.run import Run
@@ -20,7 +20,6 @@ import numpy as np
 import tensorflow as tf
 
 __all__ = [
-    "CLASS_NAMES",
     "DataOptions",
     "FashionMNIST",
     "Options",
@@ -133,9 +132,10 @@ def start_wandb(run: Run, data: FashionMNIST, resumed: Checkpoint | None = None)
         epochs=resumed.epochs if resumed else (),
         project=run.options.results.project,
         # Only runs on the same images compare: a group is what has the same training images.
-        group=f"{data.train.size}-train-images",
+        group=f"{data.train.size}-train-images"
+        + ("" if data.slug == "fashion-mnist" else f"-of-{data.slug}"),
         job_type="train",
-        tags=["fashion-mnist"],
+        tags=[data.slug],
         id=wandb_id,
         resume="allow" if wandb_id else None,
     )

@@ -2,7 +2,7 @@
 
 Each image goes through the ResNet50 once, enlarged to 224×224 RGB. The features that come out are
 kept on disk, so that the head, and every later run with any head, trains in seconds. The saved
-model is one whole: raw uint8 (N, 28, 28) images → probabilities (N, 10).
+model is one whole: raw uint8 (N, 28, 28) images → probabilities (N, classes).
 """
 
 from dataclasses import dataclass
@@ -165,25 +165,27 @@ def build_standardiser(features: np.ndarray) -> keras.Model:
     return keras.Model(inputs, outputs, name="standardiser")
 
 
-def build_classifier(channels: int, dropout: float, precision: str) -> keras.Model:
-    """The trained part: standardised float16 (N, channels) → float32 (N, 10) probabilities."""
+def build_classifier(channels: int, classes: int, dropout: float, precision: str) -> keras.Model:
+    """The trained part: standardised float16 (N, channels) → float32 (N, classes) probabilities."""
     dtype = devices.DTYPES[precision]
     return keras.Sequential(
         [
             keras.Input((channels,), dtype="float16", name="standardised"),
             keras.layers.Dense(512, activation="relu", dtype=dtype),
             keras.layers.Dropout(dropout, dtype=dtype),
-            keras.layers.Dense(10, activation="softmax", dtype="float32", name="probabilities"),
+            keras.layers.Dense(classes, "softmax", dtype="float32", name="probabilities"),
         ],
         name="classifier",
     )
 
 
-def build_head(features: np.ndarray, options: Options, precision: str) -> keras.Sequential:
-    """Standardiser and classifier: the training images' (N, channels) → (N, 10) probabilities."""
+def build_head(
+    features: np.ndarray, classes: int, options: Options, precision: str
+) -> keras.Sequential:
+    """Standardiser and classifier: the training images' (N, channels) → (N, classes)."""
     standardiser = build_standardiser(features)
     keras.utils.set_random_seed(options.training.seed)  # again: features may be the cache's
-    classifier = build_classifier(features.shape[1], options.head.dropout, precision)
+    classifier = build_classifier(features.shape[1], classes, options.head.dropout, precision)
     return keras.Sequential([standardiser, classifier], name="head")
 
 
@@ -209,7 +211,7 @@ def train(
     classifier, options = head.get_layer("classifier"), run.options.training
     one_hot = {
         name: keras.utils.to_categorical(
-            np.tile(split.labels, len(features[name]) // split.size), len(common.CLASS_NAMES)
+            np.tile(split.labels, len(features[name]) // split.size), len(run.data.class_names)
         )
         for name, split in run.data.splits.items()
         if name != "test"
@@ -238,7 +240,7 @@ def train(
 def assemble(
     extractors: dict[str, keras.Model], names: tuple[str, ...], head: keras.Model
 ) -> keras.Model:
-    """The whole: uint8 (N, 28, 28) → probabilities (N, 10), the mean of those of its copies."""
+    """The whole: uint8 (N, 28, 28) → probabilities (N, classes), the mean of its copies'."""
     images, answers = extractors[""].input, []
     for suffix, extractor in extractors.items():
         features = extractor.output if not suffix else extractor(images)
@@ -251,7 +253,7 @@ def assemble(
 def evaluate(
     head: keras.Sequential, features: dict[str, np.ndarray], run: common.Run
 ) -> dict[str, np.ndarray]:
-    """The probabilities, float32 (N, 10), from each split's standardised features."""
+    """The probabilities, float32 (N, classes), from each split's standardised features."""
     probabilities = {}
     with run.stage("evaluation"):
         for name, values in features.items():
@@ -278,7 +280,7 @@ def main(options: Options) -> None:
         folder = options.cache.cache_dir / backbone.cache_name
         features = extract_once(extractors, names, folder, run)
         with run.stage("training"):
-            head = build_head(features["train"], options, backbone.precision)
+            head = build_head(features["train"], len(data.class_names), options, backbone.precision)
             standardise(head, features)
             if not resumed:
                 train(head, features, options.head.patience, run)

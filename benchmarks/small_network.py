@@ -96,7 +96,7 @@ def main(options: Options) -> None:
         common.start_wandb(run, data)
         keras.utils.set_random_seed(options.training.seed)
         precision = devices.choose_precision(options.devices.precision)
-        model = build_model(len(common.CLASS_NAMES), precision)
+        model = build_model(len(data.class_names), precision)
         with run.stage("training"):
             train(model, run)
         model = with_mirror_images(model)

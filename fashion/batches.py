@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fashion import features
-from fashion.data import CLASS_NAMES, Split
+from fashion.data import Split
 from fashion.errors import UserError
 from fashion.features import FeatureCache
 
@@ -21,6 +21,7 @@ class Batches:
     def __init__(self, model: keras.Model, cache: FeatureCache | None, batch_size: int) -> None:
         """With a cache, the model takes {name: float16 (N, …)} of it, else uint8 (N, 28, 28)."""
         self.inputs, self.cache, self.batch_size = model.input, cache, batch_size
+        self.classes: int = model.output.shape[-1]
         self.error: UserError | None = None
 
     def of(self, split: Split, seed: list[int] | None = None) -> tf.data.Dataset:
@@ -29,7 +30,7 @@ class Batches:
         With a seed they are shuffled: the files' order, and then images among those of eight files.
         Each epoch has a seed of its own, so that one after an interruption is as without.
         """
-        one_hot = keras.utils.to_categorical(split.labels, len(CLASS_NAMES))
+        one_hot = keras.utils.to_categorical(split.labels, self.classes)
         starts, rng = np.arange(0, split.size, features.CHUNK), np.random.default_rng(seed)
         if seed is not None:
             rng.shuffle(starts)

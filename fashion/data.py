@@ -1,10 +1,13 @@
-"""Fashion-MNIST as a value: images and labels in three splits.
+"""Fashion-MNIST, or other data like it, as a value: images, labels, class names; three splits.
 
 A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split, the same
 for every run and both scripts.
 """
 
 import hashlib
+import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,6 +16,7 @@ from fashion.errors import UsageError, UserError
 
 import numpy as np
 
+# Fashion-MNIST's. Other data bring theirs.
 CLASS_NAMES = (
     "T-shirt/top",
     "Trouser",
@@ -27,6 +31,7 @@ CLASS_NAMES = (
 )
 
 
+MOST_BYTES = 60_000  # of all names of classes: a model's file has room for 65,535
 SPLIT_SEED = 2017  # the data set's year; fixed, so that every run validates on the same images
 
 
@@ -50,7 +55,7 @@ class Split:
 
     @property
     def labels(self) -> np.ndarray:
-        """Their labels, int32 (N,), from 0 to 9."""
+        """Their labels, int32 (N,): numbers of class names, from 0."""
         return self.all_labels[: self.size]
 
     @property
@@ -73,6 +78,8 @@ class Files(NamedTuple):
     test_labels: np.ndarray
     source: str  # in words
     sha256: dict[str, str]  # of each file, decompressed, by its name
+    name: str  # the data set's
+    class_names: tuple[str, ...]  # by label
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,13 @@ class FashionMNIST:
     test: Split
     source: str
     sha256: dict[str, str]  # of each file, decompressed
+    name: str
+    class_names: tuple[str, ...]  # by label
+
+    @property
+    def slug(self) -> str:
+        """The name as W&B takes it for an artifact: "fashion-mnist"."""
+        return re.sub("[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:60] or "data"
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -93,7 +107,28 @@ class FashionMNIST:
     def record(self) -> dict[str, object]:
         """What a run notes about its data."""
         sizes = {name: split.size for name, split in self.splits.items()}
-        return {"source": self.source, **sizes, "sha256": self.sha256}
+        classes = list(self.class_names)
+        return {"source": self.source, **sizes, "sha256": self.sha256, "classes": classes}
+
+
+def checked_names(names: Iterable[str], origin: object) -> tuple[str, ...]:
+    """The names of classes, unless they would be of no use in pictures, tables and a model's file.
+
+    Raises:
+        UserError: there is only one, one is empty, not printable or there twice, or all together
+            are too long.
+    """
+    names = tuple(names)
+    if len(names) < 2:
+        raise UserError(f"{origin}: {len(names)} class, but at least 2 are needed")
+    for i, name in enumerate(names):
+        if not name.strip() or not name.isprintable():
+            raise UserError(f"{origin}: the name of class {i}, {name!r}, is empty or unprintable")
+        if name in names[:i]:
+            raise UserError(f"{origin}: {name!r} is the name of two classes")
+    if len(json.dumps(names)) > MOST_BYTES:
+        raise UserError(f"{origin}: the names of all {len(names)} classes are too long")
+    return names
 
 
 def split_files(
@@ -125,6 +160,8 @@ def split_files(
         test=split("test", *test, _class_balanced_order(files.test_labels), test_size),
         source=files.source,
         sha256=files.sha256,
+        name=files.name,
+        class_names=files.class_names,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from fashion.data import CLASS_NAMES, FashionMNIST
+from fashion.data import FashionMNIST
 
 import numpy as np
 
@@ -53,10 +53,11 @@ class ClassScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's probabilities, float (N, 10), for images with these labels, int (N,)."""
+    """A model's probabilities, float (N, classes), for images with these labels, int (N,)."""
 
     probabilities: np.ndarray
     labels: np.ndarray
+    class_names: tuple[str, ...]
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -120,8 +121,8 @@ class Evaluation:
 
     @cached_property
     def confusion_matrix(self) -> np.ndarray:
-        """How many images of each class (row) were taken for each class (column), int (10, 10)."""
-        matrix = np.zeros((10, 10), int)
+        """How many images of each class (row) were taken for each class (column), int."""
+        matrix = np.zeros((len(self.class_names), len(self.class_names)), int)
         np.add.at(matrix, (self.labels, self.predicted), 1)
         return matrix
 
@@ -129,10 +130,11 @@ class Evaluation:
     def per_class(self) -> list[ClassScores]:
         """The scores of each class. A share of nothing counts as 0, as in scikit-learn."""
         rows = []
-        for i, name in enumerate(CLASS_NAMES):
+        for i, name in enumerate(self.class_names):
             hits, taken_for = int(self.confusion_matrix[i, i]), self.confusion_matrix[i].copy()
             support, answers = int(taken_for.sum()), int(self.confusion_matrix[:, i].sum())
             taken_for[i] = 0
+            confused = int(taken_for.max())
             rows.append(
                 ClassScores(
                     name=name,
@@ -140,8 +142,8 @@ class Evaluation:
                     recall=hits / max(support, 1),
                     f1=2 * hits / max(support + answers, 1),
                     support=support,
-                    confused_with=CLASS_NAMES[taken_for.argmax()] if taken_for.any() else "",
-                    confused=int(taken_for.max()),
+                    confused_with=self.class_names[taken_for.argmax()] if confused else "",
+                    confused=confused,
                 )
             )
         return rows
@@ -155,7 +157,7 @@ class Evaluation:
         """Such as "Shirt 61 %, Coat 30 %, Pullover 8 %"."""
         probabilities = self.probabilities[image]
         likeliest = np.argsort(-probabilities, kind="stable")[:3]
-        return ", ".join(f"{CLASS_NAMES[i]} {probabilities[i]:.0%}" for i in likeliest)
+        return ", ".join(f"{self.class_names[i]} {probabilities[i]:.0%}" for i in likeliest)
 
     def summary(self) -> dict[str, object]:
         """What a run notes about each evaluation."""
@@ -185,7 +187,9 @@ class Evaluations(NamedTuple):
     def of(cls, probabilities: dict[str, np.ndarray], data: FashionMNIST) -> "Evaluations":
         """From the probabilities for the images of each split, by its name."""
         return cls(
-            train=Evaluation(probabilities["train"], data.train.labels),
-            validation=Evaluation(probabilities["validation"], data.validation.labels),
-            test=Evaluation(probabilities["test"], data.test.labels),
+            train=Evaluation(probabilities["train"], data.train.labels, data.class_names),
+            validation=Evaluation(
+                probabilities["validation"], data.validation.labels, data.class_names
+            ),
+            test=Evaluation(probabilities["test"], data.test.labels, data.class_names),
         )

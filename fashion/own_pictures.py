@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from fashion import devices, pictures
-from fashion.data import CLASS_NAMES
+from fashion import devices, model_file, pictures
 from fashion.errors import UserError
 from fashion.options import Options
+from fashion.pictures import OwnPicture
 
 import keras
 import numpy as np
@@ -29,35 +29,35 @@ def classify(paths: Iterable[Path], options: Options) -> None:
     Raises:
         UserError: there is no model or picture, or not every picture could be used.
     """
-    model = load_model(options)
-    names, originals, images, failures = [], [], [], 0
+    model, class_names = load_model(options)
+    own, failures = [], 0
     for path in files(paths):
         try:
             original = read(path)
-            images.append(to_fashion_mnist(original))
+            image = to_fashion_mnist(original)
         except Exception as error:  # of Pillow's many ways to refuse a file
             failures += 1
             print(f"{path}: not used: {error}", file=sys.stderr)
             continue
-        names.append(str(path))
         original.thumbnail((256, 256))  # as large as it will be drawn
-        originals.append(original)
-    if images:
-        probabilities = devices.predict_in_batches(model, np.stack(images), batch_size=125)
-        width = max(map(len, names))
-        for name, row in zip(names, probabilities, strict=True):
-            top = np.argsort(-row)[:3]
-            print(f"{name:{width}}  " + ", ".join(f"{CLASS_NAMES[i]} {row[i]:.1%}" for i in top))
+        own.append(OwnPicture(str(path), original, image))
+    if own:
+        images = np.stack([picture.image for picture in own])
+        probabilities = devices.predict_in_batches(model, images, batch_size=125)
+        width = max(len(picture.name) for picture in own)
+        for picture, row in zip(own, probabilities, strict=True):
+            likeliest = ", ".join(f"{class_names[i]} {row[i]:.1%}" for i in np.argsort(-row)[:3])
+            print(f"{picture.name:{width}}  {likeliest}")
         path = options.results.output_dir / "predictions.png"
-        pictures.draw_own_pictures(path, names, originals, images, probabilities)
+        pictures.draw_own_pictures(path, own, probabilities, class_names)
         print(f"{path} shows what the model saw", end="")
-        print(f" of the first {pictures.DRAWN}." if len(images) > pictures.DRAWN else ".")
+        print(f" of the first {pictures.DRAWN}." if len(own) > pictures.DRAWN else ".")
     if failures:
-        raise UserError(f"{failures} of {failures + len(images)} pictures could not be used")
+        raise UserError(f"{failures} of {failures + len(own)} pictures could not be used")
 
 
-def load_model(options: Options) -> keras.Model:
-    """The model that an earlier run saved: uint8 (N, 28, 28) → probabilities (N, 10).
+def load_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
+    """The model that an earlier run saved, uint8 (N, 28, 28) → probabilities, and its class names.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -70,13 +70,13 @@ def load_model(options: Options) -> keras.Model:
             command += f" --output-dir {folder}"
         raise UserError(f"there is no {path}: `{command}` makes one")
     try:
-        model = keras.saving.load_model(path, safe_mode=True)
+        model, class_names = model_file.load(path)
     except Exception as error:  # of zip, JSON, HDF5 and Keras
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read: {reason}") from None
-    if model.input_shape != (None, SIDE, SIDE) or model.output_shape != (None, len(CLASS_NAMES)):
+    if (model.input_shape, model.output_shape) != ((None, SIDE, SIDE), (None, len(class_names))):
         raise UserError(f"{path} is not a model of these scripts")
-    return model
+    return model, class_names
 
 
 def files(paths: Iterable[Path]) -> list[Path]:

@@ -36,6 +36,7 @@ class Page:
     """What is to be seen on it."""
 
     model: str
+    data: str  # the data set's name
     evaluations: Evaluations
     best_epoch: int
     comparison: Comparison
@@ -59,7 +60,7 @@ class Page:
         for heading, values in self.settings.items():
             sections[heading] = _table(_settings(values), header=False)
         return PAGE.format(
-            title=f"{self.model} on Fashion-MNIST",
+            title=html.escape(f"{self.model} on {self.data}"),
             headline=f"<b>{test.accuracy:.1%}</b> of {len(test.labels):,} test images right (95 % "
             f"interval {low:.1%} to {high:.1%}), with the weights of epoch {self.best_epoch}.",
             sections="\n".join(f"<h2>{title}</h2>\n{body}" for title, body in sections.items()),

@@ -1,8 +1,9 @@
 """The pictures of a run, by matplotlib."""
 
 from pathlib import Path
+from typing import NamedTuple
 
-from fashion.data import CLASS_NAMES, Split
+from fashion.data import Split
 from fashion.epochs import Epoch
 from fashion.errors import UserError
 from fashion.evaluation import Evaluation, Evaluations, wilson_interval
@@ -29,6 +30,7 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "legend.frameon": False,
+    "text.parse_math": False,  # a dollar sign in a name is one
 }
 
 
@@ -77,14 +79,17 @@ def draw_confusion_matrix(test: Evaluation) -> Figure:
     """Each class's images by predicted class, in percent of the row."""
     figure = Figure(figsize=(12, 10))
     axes = figure.subplots()
+    names = test.class_names
+    size = min(12, 300 / len(names))  # of letters; those of figures fit for up to 25 classes
     percent = 100 * test.confusion_matrix / np.maximum(test.confusion_matrix.sum(1), 1)[:, None]
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (true, predicted), value in np.ndenumerate(percent):
+    for (true, predicted), value in np.ndenumerate(percent if len(names) <= 25 else ()):
         text = f"{value:.1f}" if test.confusion_matrix[true, predicted] else "·"
         colour = "white" if value > 50 else "black"
         axes.text(predicted, true, text, ha="center", va="center", color=colour)
-    axes.set_xticks(range(10), CLASS_NAMES, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(10), CLASS_NAMES)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(ticks, names, fontsize=size)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(f"Of {len(test.labels):,} test images, percent of each class (row)")
     axes.grid(False)
@@ -107,7 +112,8 @@ def draw_mistakes(test: Evaluation, split: Split) -> Figure:
         axes.set_axis_off()
     for axes, i in zip(grid, wrong, strict=False):
         axes.imshow(split.images[i], cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
-        true, predicted = CLASS_NAMES[test.labels[i]], CLASS_NAMES[test.predicted[i]]
+        names = test.class_names
+        true, predicted = names[test.labels[i]], names[test.predicted[i]]
         title = f"{true} →\n{predicted} {test.confidence[i]:.0%}\nimage {split.positions[i]}"
         axes.set_title(title, loc="center", fontsize=9.5)
     return figure
@@ -144,21 +150,25 @@ def draw_reliability(validation: Evaluation, test: Evaluation) -> Figure:
     return figure
 
 
+class OwnPicture(NamedTuple):
+    """One of the user's."""
+
+    name: str
+    original: Image.Image
+    image: np.ndarray  # what the model sees of it, uint8 (28, 28)
+
+
 def draw_own_pictures(
-    path: Path,
-    names: list[str],
-    originals: list[Image.Image],
-    images: list[np.ndarray],
-    probabilities: np.ndarray,
+    path: Path, own: list[OwnPicture], probabilities: np.ndarray, class_names: tuple[str, ...]
 ) -> None:
     """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities.
 
-    The file appears whole or not at all.
+    Those of the ten likeliest classes. The file appears whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
-    count = min(len(names), DRAWN)
+    count = min(len(own), DRAWN)
     rows = (count + 1) // 2
     with matplotlib.style.context(["default", STYLE]):  # not the user's own
         figure = Figure(figsize=(14, 2.2 * rows))
@@ -168,18 +178,20 @@ def draw_own_pictures(
             axes.set_axis_off()
         for i in range(count):
             original, seen, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
-            original.imshow(originals[i])
-            original.set_title(f"{Path(names[i]).name[:28]}", fontsize=9)
-            seen.imshow(images[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            original.imshow(own[i].original)
+            original.set_title(f"{Path(own[i].name).name[:28]}", fontsize=9)
+            seen.imshow(own[i].image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             seen.set_title("what the model saw", fontsize=9)
             bars.set_axis_on()
             best = np.argmax(probabilities[i])
-            colours = ["C0" if j == best else "silver" for j in range(len(CLASS_NAMES))]
-            bars.barh(CLASS_NAMES, probabilities[i], color=colours)
+            likeliest = np.sort(np.argsort(-probabilities[i], kind="stable")[:10])
+            colours = ["C0" if j == best else "silver" for j in likeliest]
+            names = [class_names[j] for j in likeliest]
+            bars.barh(names, probabilities[i, likeliest], color=colours)
             bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0 %", "50 %", "100 %"))
             bars.tick_params(labelsize=7)
             bars.invert_yaxis()
-            bars.set_title(f"{CLASS_NAMES[best]} {probabilities[i, best]:.0%}", fontsize=9)
+            bars.set_title(f"{class_names[best]} {probabilities[i, best]:.0%}", fontsize=9)
         part = path.with_name(f".incomplete-{path.name}")
         try:
             figure.savefig(part, format="png")

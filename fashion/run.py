@@ -11,7 +11,15 @@ from types import TracebackType
 from typing import Any
 
 import fashion
-from fashion import comparison, devices, environment, pictures, result_files, tracking
+from fashion import (
+    comparison,
+    devices,
+    environment,
+    model_file,
+    pictures,
+    result_files,
+    tracking,
+)
 from fashion.data import FashionMNIST
 from fashion.epochs import Epoch, EpochLog
 from fashion.errors import UserError
@@ -152,7 +160,7 @@ class Run:
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
                 part = Path(temporary)
-                model.save(part / "model.keras")
+                model_file.save(model, part / "model.keras", self.data.class_names)
                 self._write_files(part, evaluations)
                 try:
                     # From here and not from `folder`, which another trial of a sweep may write to.
@@ -209,6 +217,7 @@ class Run:
         )
         page = Page(
             model=self.options.script,
+            data=self.data.name,
             evaluations=evaluations,
             best_epoch=best_epoch,
             comparison=self._comparison,

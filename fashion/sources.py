@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fashion import downloads
-from fashion.data import CLASS_NAMES, Files
+from fashion.data import CLASS_NAMES, Files, checked_names
 from fashion.errors import UserError
 
 import numpy as np
@@ -44,7 +44,8 @@ def find(data_dir: Path | None) -> Files:
     """The files of the first source that works, or those of `data_dir`.
 
     A `data_dir` with a `SHA256SUMS` file is held to that (another data set in the same format, such
-    as a sample); any other must hold Fashion-MNIST.
+    as a sample); any other must hold Fashion-MNIST. Its `classes.txt` has the names of the classes,
+    one a line; without it they are "0", "1" …, of Fashion-MNIST alone its own.
 
     Raises:
         UserError: no source works; the message lists each with its reason.
@@ -109,21 +110,44 @@ def _read_files(folder: Path, expected: dict[str, str], source: str) -> Files:
             raise FileNotFoundError(f"there is no {folder / name}.gz")
         arrays.append(_parse_idx(path.read_bytes(), expected[name], path))
     train_images, train_labels, test_images, test_labels = arrays
-    files = Files(
+    for part, images, labels in (
+        ("train", train_images, train_labels),
+        ("t10k", test_images, test_labels),
+    ):
+        if images.shape != (len(labels), 28, 28) or not labels.size:
+            raise _BadData(f"{folder}: {part} has images {images.shape}, labels {labels.shape}")
+    classes = 1 + max(int(train_labels.max()), int(test_labels.max()))
+    class_names = _class_names(folder, classes, expected)
+    return Files(
         train_images=train_images,
         train_labels=train_labels,
         test_images=test_images,
         test_labels=test_labels,
         source=source,
         sha256=expected,
+        name="Fashion-MNIST" if class_names == CLASS_NAMES else folder.resolve().name,
+        class_names=class_names,
     )
-    for part, images, labels in (
-        ("train", files.train_images, files.train_labels),
-        ("t10k", files.test_images, files.test_labels),
-    ):
-        if images.shape != (len(labels), 28, 28) or labels.max() >= len(CLASS_NAMES):
-            raise _BadData(f"{folder}: {part} has images {images.shape}, labels {labels.shape}")
-    return files
+
+
+def _class_names(folder: Path, classes: int, sha256: dict[str, str]) -> tuple[str, ...]:
+    """The names of so many classes: those of `classes.txt`, Fashion-MNIST's, or numbers.
+
+    Raises:
+        UserError: they would be of no use.
+        _BadData: the file cannot be read, or has not so many.
+    """
+    path = folder / "classes.txt"
+    try:
+        names = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        numbers = map(str, range(classes))
+        return CLASS_NAMES if sha256 == FASHION_MNIST_SHA256 else checked_names(numbers, folder)
+    except UnicodeDecodeError:
+        raise _BadData(f"{path} is not UTF-8") from None
+    if len(names) != classes:
+        raise _BadData(f"{path} names {len(names)} classes, but labels are from 0 to {classes - 1}")
+    return checked_names((name.strip() for name in names), path)
 
 
 def _parse_idx(content: bytes, sha256: str, origin: object) -> np.ndarray:

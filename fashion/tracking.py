@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fashion.data import CLASS_NAMES, FashionMNIST, Split
+from fashion.data import FashionMNIST, Split
 from fashion.epochs import Epoch
 from fashion.errors import UserError
 from fashion.evaluation import ClassScores, Evaluations
@@ -85,7 +85,7 @@ def log_inputs(run: wandb.Run, script: str, data: FashionMNIST) -> None:
                     copy.parent.mkdir(exist_ok=True)
                     shutil.copy(path, copy)
             run.log_code(folder, f"source-{script}", include_fn=lambda path: True)
-        artifact = wandb.Artifact("fashion-mnist", type="dataset", metadata=data.record())
+        artifact = wandb.Artifact(data.slug, type="dataset", metadata=data.record())
         with artifact.new_file("SHA256SUMS") as file:
             file.writelines(f"{digest}  {name}\n" for name, digest in data.sha256.items())
         run.log_artifact(artifact)
@@ -104,7 +104,7 @@ def log_evaluations(
         images: the test images.
         epochs: the training's.
     """
-    test = evaluations.test
+    test, names = evaluations.test, evaluations.test.class_names
 
     def table(rows: np.ndarray) -> wandb.Table:
         columns: list[str | int] = [
@@ -119,7 +119,7 @@ def log_evaluations(
         table = wandb.Table(columns)
         for i in rows:
             enlarged = images.images[i].repeat(4, axis=0).repeat(4, axis=1)
-            classes = CLASS_NAMES[test.labels[i]], CLASS_NAMES[test.predicted[i]]
+            classes = names[test.labels[i]], names[test.predicted[i]]
             row = [float(test.confidence[i]), bool(test.correct[i]), test.top3(i)]
             table.add_data(wandb.Image(enlarged), *classes, *row, int(images.positions[i]))
         return table
@@ -137,7 +137,7 @@ def log_evaluations(
 
     held_out = {"validation": evaluations.validation, "test": evaluations.test}
     perfect = [(0, 0), (1, 1)]
-    by_class = [np.flatnonzero(test.labels == i)[:10] for i in range(10)]
+    by_class = [np.flatnonzero(test.labels == i)[:10] for i in range(len(names))]
     run.log(
         {
             "report/accuracy": lines(curve("accuracy"), x="epoch", title="Accuracy by epoch"),
@@ -145,7 +145,7 @@ def log_evaluations(
             "test/confusion_matrix": wandb.plot.confusion_matrix(
                 y_true=test.labels.tolist(),
                 preds=test.predicted.tolist(),
-                class_names=list(CLASS_NAMES),
+                class_names=list(names),
                 title="Test images by class",
             ),
             "test/per_class": wandb.Table(

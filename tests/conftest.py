@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -149,6 +150,23 @@ def load(folder: Path = SAMPLE, **sizes: int) -> common.FashionMNIST:
 @pytest.fixture(scope="session")
 def sample() -> common.FashionMNIST:
     return load()
+
+
+def write_idx(folder: Path, data: common.FashionMNIST, classes: range) -> Path:
+    """Some classes of a data set as one of its own, without names, in the files of a folder."""
+    sums = []
+    for part, splits in ("train", [data.validation, data.train]), ("t10k", [data.test]):
+        images = np.concatenate([split.images for split in splits])
+        labels = np.concatenate([split.labels for split in splits])
+        chosen = np.isin(labels, classes)
+        labels = (labels[chosen] - classes.start).astype("uint8")
+        for kind, array in ("images-idx3", images[chosen]), ("labels-idx1", labels):
+            header = np.array([0x800 + array.ndim, *array.shape], ">u4")
+            payload = header.tobytes() + array.tobytes()
+            (folder / f"{part}-{kind}-ubyte").write_bytes(payload)
+            sums.append(f"{hashlib.sha256(payload).hexdigest()}  {part}-{kind}-ubyte\n")
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    return folder
 
 
 @pytest.fixture(scope="session")

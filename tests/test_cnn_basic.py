@@ -86,7 +86,7 @@ def test_every_option_has_a_test():
 
 
 def test_network_is_flatten_dense_dense():
-    model = cnn_basic.build_model(7)
+    model = cnn_basic.build_model(7, classes=10)
     rng = np.random.default_rng(0)
     weights = [rng.normal(size=w.shape) for w in model.weights]
     model.set_weights(weights)

@@ -1,9 +1,10 @@
 """The three splits: which images are in them, and in which order."""
 
+import dataclasses
 import gzip
 import hashlib
 
-from fashion.data import CLASS_NAMES, Files, UserError, split_files
+from fashion.data import CLASS_NAMES, Files, UserError, checked_names, split_files
 
 import numpy as np
 import pytest
@@ -93,11 +94,12 @@ def test_record_names_source_sizes_and_digests(sample):
     assert {name: record[name] for name in SAMPLE_SIZES} == SAMPLE_SIZES
     assert record["source"].startswith(str(SAMPLE))
     assert load(test_size=30).record()["test"] == 30
+    assert record["classes"] == list(CLASS_NAMES)
 
 
 def test_too_few_training_images_are_an_error():
     images, labels = np.zeros((11, 28, 28), "uint8"), np.arange(11, dtype="uint8") % 10
-    files = Files(images, labels, images, labels, source="here", sha256={})
+    files = Files(images, labels, images, labels, "here", {}, "mine", CLASS_NAMES)
     with pytest.raises(UserError, match="here: 11 training images are too few to split"):
         split_files(files, None, None, None)
 
@@ -108,3 +110,32 @@ def test_class_names_are_the_authors():
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ) == CLASS_NAMES
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a"], "here: 1 class, but at least 2 are needed"),
+        (["a", " "], "here: the name of class 1, ' ', is empty or unprintable"),
+        (["a\tb", "c"], r"here: the name of class 0, 'a\\tb', is empty or unprintable"),
+        (["a", "\udcff"], r"here: the name of class 1, '\\udcff', is empty or unprintable"),
+        (["a", "b", "a"], "here: 'a' is the name of two classes"),
+        ([f"{i:0200}" for i in range(400)], "here: the names of all 400 classes are too long"),
+    ],
+)
+def test_names_that_would_be_of_no_use_are_an_error(names, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        checked_names(names, "here")
+
+
+def test_names_of_many_kinds_are_taken():
+    names = ["T-shirt/top", "Straße", "鞋", "$x$", "<b>", "a b"]
+    assert checked_names(iter(names), "here") == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [("Fashion-MNIST", "fashion-mnist"), ("Meine Schuhe (2)", "meine-schuhe-2"), ("鞋", "data")],
+)
+def test_name_as_wandb_takes_it(name, slug, sample):
+    assert dataclasses.replace(sample, name=name).slug == slug

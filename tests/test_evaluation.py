@@ -16,7 +16,7 @@ def random_evaluation():
     random = np.random.default_rng(0)
     probabilities = random.dirichlet(np.full(10, 0.3), 997).astype("float32")
     labels = np.where(random.random(997) < 0.6, probabilities.argmax(1), random.integers(0, 9, 997))
-    return Evaluation(probabilities, labels.astype("int32"))
+    return Evaluation(probabilities, labels.astype("int32"), CLASS_NAMES)
 
 
 def test_accuracy_and_loss_are_keras():
@@ -24,7 +24,7 @@ def test_accuracy_and_loss_are_keras():
     probabilities = rng.dirichlet(np.ones(10), 500).astype("float32")
     labels = rng.integers(0, 10, 500)
     probabilities[0, labels[0]] = 0  # log 0
-    evaluation = Evaluation(probabilities, labels)
+    evaluation = Evaluation(probabilities, labels, CLASS_NAMES)
     accuracy = keras.metrics.SparseCategoricalAccuracy()
     accuracy.update_state(labels, probabilities)
     loss = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
@@ -61,7 +61,7 @@ def test_per_class_is_scikit_learns(random_evaluation):
 
 
 def test_a_class_that_does_not_occur_counts_as_nothing():
-    (row,) = Evaluation(np.eye(10)[[0, 1]], np.array([0, 0])).per_class[9:]
+    (row,) = Evaluation(np.eye(10)[[0, 1]], np.array([0, 0]), CLASS_NAMES).per_class[9:]
     assert (row.precision, row.recall, row.f1, row.support) == (0, 0, 0, 0)
     assert (row.confused_with, row.confused) == ("", 0)
 
@@ -83,12 +83,14 @@ def test_expected_calibration_error(random_evaluation):
     # Half of them right at a confidence of 0.9: off by 0.4.
     probabilities = np.full((4, 10), 0.1 / 9)
     probabilities[:, 3] = 0.9
-    off = Evaluation(probabilities, np.array([3, 3, 1, 2]))
+    off = Evaluation(probabilities, np.array([3, 3, 1, 2]), CLASS_NAMES)
     assert off.expected_calibration_error == pytest.approx(0.4)
     assert [(bin.images, bin.accuracy) for bin in off.calibration] == [(4, 0.5)]
     # The last bin has its upper end, too.
     sure = np.array([[0.95, 0.05, *8 * [0]], [1, 0, *8 * [0]]])
-    assert [bin.images for bin in Evaluation(sure, np.array([0, 0])).calibration] == [2]
+    assert [bin.images for bin in Evaluation(sure, np.array([0, 0]), CLASS_NAMES).calibration] == [
+        2
+    ]
 
 
 def test_interval_is_wilsons(random_evaluation):
@@ -115,15 +117,14 @@ def test_mistakes_are_wrong_and_the_surest_first(random_evaluation):
     wrong.sort(key=lambda i: -e.probabilities[i].max())
     assert e.mistakes(10**6).tolist() == wrong
     assert e.mistakes(7).tolist() == wrong[:7]
-    assert Evaluation(np.eye(10), np.arange(10)).mistakes(5).tolist() == []
+    assert Evaluation(np.eye(10), np.arange(10), CLASS_NAMES).mistakes(5).tolist() == []
 
 
 def test_top3():
     probabilities = np.full((1, 10), 0.01)
     probabilities[0, [6, 0, 2]] = 0.6, 0.2, 0.13
-    assert (
-        Evaluation(probabilities, np.zeros(1)).top3(0) == "Shirt 60%, T-shirt/top 20%, Pullover 13%"
-    )
+    evaluation = Evaluation(probabilities, np.zeros(1), CLASS_NAMES)
+    assert evaluation.top3(0) == "Shirt 60%, T-shirt/top 20%, Pullover 13%"
 
 
 def test_summary_and_tables_are_what_a_run_notes(random_evaluation):
@@ -150,3 +151,14 @@ def test_each_split_is_evaluated_on_its_own_labels(sample):
         evaluations = Evaluations.of(wrong, sample)._asdict()
         accuracies = {split: evaluation.accuracy for split, evaluation in evaluations.items()}
         assert accuracies == {split: float(split != name) for split in sample.splits}
+
+
+def test_number_and_names_of_classes_are_the_datas():
+    e = Evaluation(np.eye(3)[[0, 1, 1, 0]], np.array([0, 1, 2, 0]), ("a", "b", "c"))
+    assert e.confusion_matrix.tolist() == [[2, 0, 0], [0, 1, 0], [0, 1, 0]]
+    assert [(row.name, row.confused_with, row.confused) for row in e.per_class] == [
+        *(("a", "", 0), ("b", "", 0), ("c", "b", 1))
+    ]
+    assert e.top3(0) == "a 100%, b 0%, c 0%"
+    two = Evaluation(np.eye(2), np.arange(2), ("a", "b"))
+    assert two.top3(1) == "b 100%, a 0%"

@@ -62,15 +62,17 @@ def test_page_has_each_part_of_the_record(offline_run):
 def test_values_are_text_and_no_html(tmp_path, offline_run):
     """Whatever is in an option, such as a folder's name."""
     from fashion.comparison import Comparison
+    from fashion.data import CLASS_NAMES
     from fashion.evaluation import Evaluation, Evaluations
     from fashion.page import Page
 
     import numpy as np
 
-    right = Evaluation(np.eye(10), np.arange(10))
+    right = Evaluation(np.eye(10), np.arange(10), CLASS_NAMES)
     odd = "<script>alert('&')</script>"
     page = Page(
         model="cnn_basic",
+        data=odd,
         evaluations=Evaluations(right, right, right),
         best_epoch=1,
         comparison=Comparison([["model"], [odd]], odd),
@@ -79,4 +81,4 @@ def test_values_are_text_and_no_html(tmp_path, offline_run):
     ).render()
     assert "<script>" not in page
     texts = "".join(Parsed(page).texts)
-    assert texts.count(odd) == 5
+    assert texts.count(odd) == 7

@@ -17,7 +17,7 @@ from test_epochs import epoch
 def evaluation(sample):
     """Of random probabilities for the sample's test images."""
     rng = np.random.default_rng(0)
-    return Evaluation(rng.dirichlet(np.full(10, 0.3), 400), sample.test.labels)
+    return Evaluation(rng.dirichlet(np.full(10, 0.3), 400), sample.test.labels, CLASS_NAMES)
 
 
 def test_pictures_of_a_run_are_legible(offline_run):
@@ -65,14 +65,16 @@ def test_mistakes_are_shown_with_their_numbers(evaluation, sample):
 
 def test_mistakes_picture_without_a_mistake(sample):
     labels = sample.test.labels[:20]
-    figure = pictures.draw_mistakes(Evaluation(np.eye(10)[labels], labels), sample.test)
+    figure = pictures.draw_mistakes(
+        Evaluation(np.eye(10)[labels], labels, CLASS_NAMES), sample.test
+    )
     figure.savefig(buffer := io.BytesIO())
     assert "0 most confident of 0 mistakes" in figure.get_suptitle()
     assert Image.open(buffer).width == 1200
 
 
 def test_reliability_is_the_calibration_and_the_coverage(evaluation):
-    perfect = Evaluation(np.eye(10)[evaluation.labels], evaluation.labels)
+    perfect = Evaluation(np.eye(10)[evaluation.labels], evaluation.labels, CLASS_NAMES)
     diagram, counts, coverage = pictures.draw_reliability(perfect, evaluation).axes
     ideal, validation, test = diagram.lines
     assert list(ideal.get_xdata()) == list(ideal.get_ydata()) == [0, 1]
@@ -87,9 +89,22 @@ def test_reliability_is_the_calibration_and_the_coverage(evaluation):
 
 def test_users_own_style_does_not_show(evaluation, sample, tmp_path):
     photo = Image.new("RGB", (20, 20), "white")
-    words = ["a.png"], [photo], [np.zeros((28, 28), "uint8")], np.eye(10)[:1]
+    own = pictures.OwnPicture("a.png", photo, np.zeros((28, 28), "uint8"))
+    words = [own], np.eye(10)[:1], CLASS_NAMES
     pictures.draw_own_pictures(tmp_path / "one.png", *words)
     with matplotlib.rc_context({"figure.dpi": 30, "figure.facecolor": "red", "font.size": 30}):
         pictures.draw_own_pictures(tmp_path / "two.png", *words)
     one, two = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "two"))
     np.testing.assert_array_equal(one, two)
+
+
+def test_names_are_shown_as_they_are_and_many_classes_without_figures(tmp_path):
+    names = tuple(f"$\\{i}$" for i in range(40))  # would be formulas, and wrong ones
+    evaluation = Evaluation(np.eye(40), np.arange(40), names)
+    figure = pictures.draw_confusion_matrix(evaluation)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == list(names)
+    assert not figure.axes[0].texts
+    photo = Image.new("RGB", (20, 20), "white")
+    own = pictures.OwnPicture("$\\x$.png", photo, np.zeros((28, 28), "uint8"))
+    pictures.draw_own_pictures(tmp_path / "own.png", [own], np.eye(40)[30:31], names)
+    assert Image.open(tmp_path / "own.png").width == 1400

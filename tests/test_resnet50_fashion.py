@@ -168,14 +168,14 @@ def test_standardised_are_logarithms_without_mean_and_deviation():
 def test_head_is_dense_512_dropout_softmax_on_the_features():
     options = parse(resnet50_fashion, "--dropout", 0.25)
     features = np.random.default_rng(0).normal(size=(100, 7)).astype("float16")
-    head = resnet50_fashion.build_head(features, options, "float32")
+    head = resnet50_fashion.build_head(features, 4, options, "float32")
     dense, dropout, softmax = head.get_layer("classifier").layers
     assert (dense.units, dense.activation) == (512, keras.activations.relu)
     assert dropout.rate == 0.25
-    assert (softmax.units, softmax.activation) == (10, keras.activations.softmax)
+    assert (softmax.units, softmax.activation) == (4, keras.activations.softmax)
     again, other = (
-        resnet50_fashion.build_head(features, parse(resnet50_fashion, "--seed", seed), "float32")
-        for seed in (0, 1)
+        resnet50_fashion.build_head(features, 4, options, "float32")
+        for options in (parse(resnet50_fashion, "--seed", seed) for seed in (0, 1))
     )
     first = head.predict(features, verbose=0)
     np.testing.assert_array_equal(again.predict(features, verbose=0), first)

@@ -33,7 +33,7 @@ def test_history_has_a_row_for_each_epoch(tmp_path):
 def test_predictions_have_a_row_for_each_test_image(tmp_path, sample):
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(10), 400).astype("float32")
-    evaluation = Evaluation(probabilities, sample.test.labels)
+    evaluation = Evaluation(probabilities, sample.test.labels, sample.class_names)
     result_files.write_predictions(tmp_path, sample.test, evaluation)
     written = rows(tmp_path / "predictions.csv")
     assert [int(row["position"]) for row in written] == sample.test.positions.tolist()

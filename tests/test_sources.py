@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from fashion import sources
+from fashion.data import CLASS_NAMES
 
 import pytest
 from conftest import SAMPLE, load
@@ -123,3 +124,49 @@ def test_download_is_verified_before_it_gets_into_the_cache(whole_folder, tmp_pa
     with pytest.raises(Exception, match=f"the fetched {FILES[0]}.gz is damaged"):
         sources._store(tmp_path / "cache", truncated)
     assert os.listdir(tmp_path / "cache") == [f"{FILES[1]}.gz"]
+
+
+# --------------------------------------------------------------------------- names of classes
+
+
+def test_names_are_those_beside_the_files(copy):
+    lines = [f" Klasse {i}ß\r\n" for i in range(10)]
+    (copy / "classes.txt").write_bytes("".join(lines).encode("utf-8-sig"))
+    data = load(copy)
+    assert data.class_names == tuple(f"Klasse {i}ß" for i in range(10))
+    assert data.name == "copy"
+
+
+def test_without_names_classes_are_numbers(copy):
+    (copy / "classes.txt").unlink()
+    data = load(copy)
+    assert data.class_names == tuple("0123456789")
+    assert data.name == "copy"
+
+
+def test_fashion_mnist_has_its_names_built_in(whole_folder, sample, tmp_path):
+    assert not (whole_folder / "classes.txt").exists()
+    data = load(whole_folder)
+    assert data.class_names == sample.class_names == CLASS_NAMES
+    assert data.name == sample.name == "Fashion-MNIST"
+    # Unless one says otherwise.
+    for path in whole_folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "classes.txt").write_text("\n".join("abcdefghij"))
+    assert load(tmp_path).class_names == tuple("abcdefghij")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\nb\n", "--data-dir: .*classes.txt names 2 classes, but labels are from 0 to 9"),
+        (b"a\n" * 11, "--data-dir: .*classes.txt names 11 classes, but labels are from 0 to 9"),
+        (b"a\nb\nc\n\ne\nf\ng\nh\ni\nj", ".*classes.txt: the name of class 3, '', is empty"),
+        (b"a\nb\nc\na\ne\nf\ng\nh\ni\nj", ".*classes.txt: 'a' is the name of two classes"),
+        (b"\xff\xfea", "--data-dir: .*classes.txt is not UTF-8"),
+    ],
+)
+def test_unusable_names_are_an_error(copy, content, message):
+    (copy / "classes.txt").write_bytes(content)
+    with pytest.raises(common.UserError, match=f"^{message}"):
+        load(copy)
