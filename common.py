@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from fashion import command_line, errors, own_pictures, recipes, sources
+from fashion import class_folders, command_line, errors, own_pictures, recipes, sources
 from fashion.checkpoints import Checkpoint
 from fashion.data import FashionMNIST, Split, split_files
 from fashion.errors import UsageError, UserError
@@ -42,16 +42,21 @@ __all__ = [
 
 
 def load_fashion_mnist(options: DataOptions) -> FashionMNIST:
-    """Finds, verifies and splits Fashion-MNIST; prints a line that says where it was found.
+    """Finds, verifies and splits Fashion-MNIST or one's own pictures; prints where they were found.
 
     A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split, the
     same for every run. Of each split, an option can say to use only so many images, class-balanced.
 
     Raises:
-        UserError: no source works; the message lists each with its reason.
+        UserError: no source works; the message lists each with its reason. Or own pictures are too
+            few.
         UsageError: a size is larger than its split.
     """
-    files = sources.find(options.data_dir)
+    folder = options.data_dir
+    if folder and class_folders.are_in(folder):
+        files = class_folders.read(folder, options.cache_dir)
+    else:
+        files = sources.find(folder)
     data = split_files(files, options.train_size, options.validation_size, options.test_size)
     print(
         f"Data: {data.train.size:,} training, {data.validation.size:,} validation and "

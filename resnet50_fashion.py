@@ -13,7 +13,7 @@ from fashion import backbones, devices, fine_tuning
 from fashion.augmentation import mirror_images
 from fashion.backbones import END, Backbone, NetworkOptions, activations_at, stage_of
 from fashion.devices import DeviceOptions
-from fashion.features import CacheOptions, FeatureCache, pool, read_copies, to_float16
+from fashion.features import FeatureCache, pool, read_copies, to_float16
 from fashion.fine_tuning import FineTuningOptions
 from fashion.folding import fold_batch_norm
 from fashion.options import PositiveInt, Rate, one_of
@@ -69,7 +69,6 @@ class Options(common.Options):
     recipe: RecipeOptions = RecipeOptions()
     network: NetworkOptions = NetworkOptions()
     devices: DeviceOptions = DeviceOptions()
-    cache: CacheOptions = CacheOptions()
     head: HeadOptions = HeadOptions()
     fine_tuning: FineTuningOptions = FineTuningOptions()
 
@@ -277,7 +276,7 @@ def main(options: Options) -> None:
         tuning = fine_tuning.prepare(options.fine_tuning, options.head, backbone, data, run)
         resumed = tuning.resumed if tuning else None
         common.start_wandb(run, data, resumed)
-        folder = options.cache.cache_dir / backbone.cache_name
+        folder = options.data.cache_dir / backbone.cache_name
         features = extract_once(extractors, names, folder, run)
         with run.stage("training"):
             head = build_head(features["train"], len(data.class_names), options, backbone.precision)

@@ -47,6 +47,7 @@ class Split:
     all_labels: np.ndarray  # int32 (M,)
     all_positions: np.ndarray  # int64 (M,): the image's number in the data set's file, from 0
     size: int  # N <= M: how many of them are used
+    files: tuple[str, ...] = ()  # by position, if each image was a file of its own
 
     @property
     def images(self) -> np.ndarray:
@@ -63,6 +64,11 @@ class Split:
         """Their numbers in the data set's file, by which anybody can find them."""
         return self.all_positions[: self.size]
 
+    def title(self, row: int) -> str:
+        """By which anybody can find an image in use: its file, or "image" and its number."""
+        position = int(self.positions[row])
+        return self.files[position] if self.files else f"image {position}"
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all M images, in their order."""
@@ -70,7 +76,7 @@ class Split:
 
 
 class Files(NamedTuple):
-    """The contents of the data set's four files, and where they were found."""
+    """The contents of the data set's four files, or as if of such, and where they were found."""
 
     train_images: np.ndarray  # uint8 (N, 28, 28)
     train_labels: np.ndarray  # uint8 (N,)
@@ -80,6 +86,9 @@ class Files(NamedTuple):
     sha256: dict[str, str]  # of each file, decompressed, by its name
     name: str  # the data set's
     class_names: tuple[str, ...]  # by label
+    validation: np.ndarray | None = None  # numbers of training images, if they are chosen already
+    train_files: tuple[str, ...] = ()  # by number, if each image was a file of its own
+    test_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,8 @@ def checked_names(names: Iterable[str], origin: object) -> tuple[str, ...]:
     """
     names = tuple(names)
     if len(names) < 2:
-        raise UserError(f"{origin}: {len(names)} class, but at least 2 are needed")
+        there = f"only {names[0]!r}" if names else "none"
+        raise UserError(f"{origin}: at least 2 classes are needed, and there is {there}")
     for i, name in enumerate(names):
         if not name.strip() or not name.isprintable():
             raise UserError(f"{origin}: the name of class {i}, {name!r}, is empty or unprintable")
@@ -140,24 +150,32 @@ def split_files(
         UserError: there are too few training images.
         UsageError: a size is larger than its split.
     """
-    order = _class_balanced_order(files.train_labels)
-    held_out = len(order) // 12
-    if not held_out:
-        raise UserError(f"{files.source}: {len(order)} training images are too few to split")
+    if files.validation is None:
+        order = class_balanced_order(files.train_labels)
+        held_out = len(order) // 12
+        if not held_out:
+            raise UserError(f"{files.source}: {len(order)} training images are too few to split")
+        train, validation = order[held_out:], order[:held_out]
+    else:
+        others = np.setdiff1d(np.arange(len(files.train_labels)), files.validation)
+        train, validation = (
+            rows[class_balanced_order(files.train_labels[rows])]
+            for rows in (others, files.validation)
+        )
 
-    def split(
-        name: str, images: np.ndarray, labels: np.ndarray, order: np.ndarray, size: int | None
-    ) -> Split:
+    def split(name: str, order: np.ndarray, size: int | None) -> Split:
         if size and size > len(order):
             raise UsageError(f"--{name}-size {size}: there are {len(order)} {name} images")
-        return Split(images[order], labels[order].astype("int32"), order, size or len(order))
+        images, labels, names = files.train_images, files.train_labels, files.train_files
+        if name == "test":
+            images, labels, names = files.test_images, files.test_labels, files.test_files
+        labels = labels[order].astype("int32")
+        return Split(images[order], labels, order, size or len(order), names)
 
-    train = files.train_images, files.train_labels
-    test = files.test_images, files.test_labels
     return FashionMNIST(
-        train=split("train", *train, order[held_out:], train_size),
-        validation=split("validation", *train, order[:held_out], validation_size),
-        test=split("test", *test, _class_balanced_order(files.test_labels), test_size),
+        train=split("train", train, train_size),
+        validation=split("validation", validation, validation_size),
+        test=split("test", class_balanced_order(files.test_labels), test_size),
         source=files.source,
         sha256=files.sha256,
         name=files.name,
@@ -165,7 +183,7 @@ def split_files(
     )
 
 
-def _class_balanced_order(labels: np.ndarray) -> np.ndarray:
+def class_balanced_order(labels: np.ndarray) -> np.ndarray:
     """A shuffled order that takes one image of each class in turn, as long as there are any."""
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]

@@ -8,20 +8,18 @@ harm, and a later run goes on. A pass adds its features to those that a file has
 
 import contextlib
 import math
-import os
 import shutil
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fashion import devices, environment
 from fashion.data import Split
 from fashion.errors import UserError
-from fashion.options import Folder
 from fashion.progress import Progress
 
 import keras
@@ -31,20 +29,6 @@ import numpy as np
 # most. It is no option since the last bits of the features depend on it. 125 divides 55,000,
 # 5,000 and 10,000, and more is hardly faster.
 CHUNK = 125
-
-
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/fashion-mnist-features`, by default below `~/.cache`."""
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(caches)) / "fashion-mnist-features"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheOptions:
-    """What each image gives in its one pass through the frozen network."""
-
-    cache_dir: Folder = field(default_factory=default_cache_dir)
-    """keeps it for later runs"""
 
 
 def pool(activations: keras.KerasTensor) -> dict[str, keras.KerasTensor]:

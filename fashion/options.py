@@ -7,6 +7,7 @@ script's `Options` has a field for each group.
 import argparse
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -97,12 +98,21 @@ Flag = Annotated[bool, "without a --no-… of its own"]
 # ------------------------------------------------------------------------------------ options
 
 
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/fashion-mnist-features`, by default below `~/.cache`."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(caches)) / "fashion-mnist-features"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Fashion-MNIST or a part of it; a smaller part is one of a larger."""
+    """Fashion-MNIST, or one's own pictures, or a part; a smaller part is one of a larger."""
 
     data_dir: OptionalFolder = None
-    """folder with the four IDX files (default: a cache's or a package's, else downloaded)"""
+    """folder with the four IDX files, or with a folder of pictures for each class (default:
+    a cache's or a package's Fashion-MNIST, else downloaded)"""
+    cache_dir: Folder = dataclasses.field(default_factory=default_cache_dir)
+    """keeps, for later runs, own pictures as 28×28, and what a frozen network makes of images"""
     train_size: OptionalInt = None
     """use N class-balanced training images (default: all 55000)"""
     validation_size: OptionalInt = None

@@ -114,7 +114,7 @@ def draw_mistakes(test: Evaluation, split: Split) -> Figure:
         axes.imshow(split.images[i], cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
         names = test.class_names
         true, predicted = names[test.labels[i]], names[test.predicted[i]]
-        title = f"{true} →\n{predicted} {test.confidence[i]:.0%}\nimage {split.positions[i]}"
+        title = f"{true} →\n{predicted} {test.confidence[i]:.0%}\n{split.title(i)[-20:]}"
         axes.set_title(title, loc="center", fontsize=9.5)
     return figure
 

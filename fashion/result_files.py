@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,11 +24,17 @@ def write_history(folder: Path, epochs: Sequence[Epoch]) -> None:
 
 
 def write_predictions(folder: Path, split: Split, evaluation: Evaluation) -> None:
-    """A row for each image: its number in the data set's file, label, answer and confidence."""
-    columns = split.positions, evaluation.labels, evaluation.predicted, evaluation.confidence
-    with open(folder / "predictions.csv", "w", newline="") as file:
+    """A row for each image: its number in the data set's file, label, answer and confidence.
+
+    If it was a file of its own, which one.
+    """
+    columns: list[Iterable] = [split.positions, evaluation.labels, evaluation.predicted]
+    columns.append(evaluation.confidence)
+    if split.files:
+        columns.append(split.title(i) for i in range(split.size))
+    with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["position", "label", "predicted", "confidence"])
+        writer.writerow(["position", "label", "predicted", "confidence", "file"][: len(columns)])
         writer.writerows(zip(*columns, strict=True))
 
 
@@ -44,7 +50,10 @@ def read(folder: Path) -> Contender:
     low, high = metrics["test"]["interval95"]
 
     def read_answers() -> tuple[np.ndarray, np.ndarray]:
-        rows = np.loadtxt(folder / "predictions.csv", delimiter=",", skiprows=1)
+        path = folder / "predictions.csv"
+        with open(path, encoding="utf-8") as file:  # without the names of pictures, if it has any
+            lines = [line.split(",", 3)[:3] for line in file]
+        rows = np.array(lines[1:], float)
         return rows[:, 0], rows[:, 1] == rows[:, 2]
 
     return Contender(

@@ -64,6 +64,9 @@ def _read_folder(folder: Path) -> Files:
             if expected.keys() != FASHION_MNIST_SHA256.keys():
                 raise _BadData(f"{sums} must name {', '.join(FASHION_MNIST_SHA256)}")
         return _read_files(folder, expected, source)
+    except FileNotFoundError as error:
+        more = "" if any(folder.glob("*-ubyte*")) else ", nor a folder for each class of pictures"
+        raise UserError(f"--data-dir: {error}{more}") from None
     except (_BadData, OSError, ValueError) as error:
         raise UserError(f"--data-dir: {error}") from None
 

@@ -115,13 +115,15 @@ def log_evaluations(
             "correct",
             "top three",
             "position",
+            *(["file"] if images.files else []),
         ]
         table = wandb.Table(columns)
         for i in rows:
             enlarged = images.images[i].repeat(4, axis=0).repeat(4, axis=1)
             classes = names[test.labels[i]], names[test.predicted[i]]
             row = [float(test.confidence[i]), bool(test.correct[i]), test.top3(i)]
-            table.add_data(wandb.Image(enlarged), *classes, *row, int(images.positions[i]))
+            row += [int(images.positions[i]), *([images.title(i)] if images.files else [])]
+            table.add_data(wandb.Image(enlarged), *classes, *row)
         return table
 
     def lines(points: Mapping[str, Iterable[tuple]], x: str, title: str) -> object:

@@ -82,6 +82,7 @@ def test_data_dir_and_batch_size_reach_what_they_name(run, by_default):
 def test_every_option_has_a_test():
     here = OPTIONS.keys() | {"data_dir", "batch_size"}
     elsewhere = {"model", "seed", "output_dir", "require_accuracy", "wandb", "project", "predict"}
+    elsewhere |= {"cache_dir"}  # of one's own pictures
     assert cnn_basic.Options().config().keys() == here | elsewhere
 
 

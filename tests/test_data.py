@@ -115,7 +115,7 @@ def test_class_names_are_the_authors():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a"], "here: 1 class, but at least 2 are needed"),
+        (["a"], "here: at least 2 classes are needed, and there is only 'a'"),
         (["a", " "], "here: the name of class 1, ' ', is empty or unprintable"),
         (["a\tb", "c"], r"here: the name of class 0, 'a\\tb', is empty or unprintable"),
         (["a", "\udcff"], r"here: the name of class 1, '\\udcff', is empty or unprintable"),

@@ -264,11 +264,3 @@ def test_folder_that_cannot_be_written_to_is_an_error(fill, cache, data):
     (cache.folder / data.train.digest[:16]).touch()  # where its folder would be
     with pytest.raises(common.UserError, match=r"^--cache-dir: "):
         fill(cache)
-
-
-def test_default_folder_is_among_the_users_caches(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert features.default_cache_dir() == tmp_path / "xdg" / "fashion-mnist-features"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert features.default_cache_dir() == tmp_path / ".cache" / "fashion-mnist-features"

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from fashion import features
+from fashion import options
 
 import pytest
 from conftest import SAMPLE, parse
@@ -14,6 +14,7 @@ import resnet50_fashion
 SCRIPTS = [cnn_basic, resnet50_fashion]
 BOTH = {
     "data_dir": None,
+    "cache_dir": str(options.default_cache_dir()),
     "train_size": None,
     "validation_size": None,
     "test_size": None,
@@ -48,7 +49,6 @@ DEFAULTS = {
         "precision": "auto",
         "dropout": 0.3,
         "patience": 10,
-        "cache_dir": str(features.default_cache_dir()),
         "gpus": "all",
         "fine_tune_blocks": 0,
         "fine_tune_epochs": 5,
@@ -180,3 +180,11 @@ def test_size_beyond_the_data_is_a_usage_error(command_line):
     assert done.code == 2
     expected = "cnn_basic.py: error: --train-size 1761: there are 1760 train images"
     assert done.err.splitlines()[0] == expected
+
+
+def test_default_cache_is_among_the_users_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert options.default_cache_dir() == tmp_path / "xdg" / "fashion-mnist-features"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert options.default_cache_dir() == tmp_path / ".cache" / "fashion-mnist-features"

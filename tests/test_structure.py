@@ -37,7 +37,7 @@ def test_imports_are_seen():
     assert "fashion.devices" in imports(ROOT / "cnn_basic.py")
     assert "fashion.run" in imports(ROOT / "common.py")
     assert "common" in imports(ROOT / "resnet50_fashion.py")
-    assert {"data", "errors", "options", "progress", "devices"} <= ROOM_IMPORTS["features"]
+    assert {"data", "errors", "environment", "progress", "devices"} <= ROOM_IMPORTS["features"]
 
 
 @pytest.mark.parametrize("room", ROOMS)
