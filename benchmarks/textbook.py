@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fashion import backbones, errors
 from fashion.data import FashionMNIST
 from fashion.evaluation import wilson_interval
-from fashion.features import CacheOptions, FeatureCache
+from fashion.features import FeatureCache
 
 import keras
 import numpy as np
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|none|PATH")
     parser.add_argument("--train-size", type=int)
     parser.add_argument("--validation-size", type=int)
-    parser.add_argument("--cache-dir", type=Path, default=CacheOptions().cache_dir)
+    parser.add_argument("--cache-dir", type=Path, default=common.DataOptions().cache_dir)
     parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
 
