@@ -114,11 +114,11 @@ class DataOptions:
     cache_dir: Folder = dataclasses.field(default_factory=default_cache_dir)
     """keeps, for later runs, own pictures as 28×28, and what a frozen network makes of images"""
     train_size: OptionalInt = None
-    """use N class-balanced training images (default: all 55000)"""
+    """use N class-balanced training images (default: all; of Fashion-MNIST 55000)"""
     validation_size: OptionalInt = None
-    """use N class-balanced validation images (default: all 5000)"""
+    """use N class-balanced validation images (default: all; 5000)"""
     test_size: OptionalInt = None
-    """use N class-balanced test images (default: all 10000)"""
+    """use N class-balanced test images (default: all; 10000)"""
 
 
 @dataclass(frozen=True, kw_only=True)

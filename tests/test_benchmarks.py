@@ -129,3 +129,12 @@ def test_percent_is_mean_and_deviation_of_a_sample_or_one_with_its_interval(accu
     assert accuracy.percent(results, "test") == "92.00 ± 1.41 %"
     assert accuracy.percent(results[:1], "validation") == "91.00 %"
     assert accuracy.percent(results[:1], "test") == "91.00 % (89.0 to 94.0)"
+
+
+@pytest.mark.slow
+def test_own_classes(tmp_path):
+    run(tmp_path, "own_classes.py", "--counts", 6, "--seeds", 0, "--output", tmp_path / "table.md")
+    ((count, basic, resnet),) = rows(tmp_path / "table.md")
+    assert count == "6"
+    for cell in basic, resnet:
+        assert 10 < number(cell) < 100
