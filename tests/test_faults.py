@@ -72,13 +72,13 @@ class Script:
 
     def wait(self):
         """The exit code, or less than 0 for the signal that it died of."""
-        self.process.join(300)
+        self.process.join(600)
         assert self.process.exitcode is not None, "it hangs"
         return self.process.exitcode
 
     def wait_until(self, condition):
         """Returns as soon as that holds; the process must not end before."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not condition():
             assert self.process.is_alive(), self.err
             assert time.monotonic() < deadline
@@ -112,6 +112,15 @@ def server():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
         (process := SERVER.Process(target=time.sleep, args=(0,))).start()
+        process.join()
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    """After a test that failed."""
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
         process.join()
 
 
@@ -303,7 +312,7 @@ def test_signal_to_a_whole_group_of_processes(sent, tmp_path):
         if line.startswith("Epoch 4/"):
             break
     os.killpg(process.pid, sent)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     code, word = ENDS[sent]
     assert process.returncode == code
     assert err == f"\ncnn_basic.py: {word}\n"
@@ -319,7 +328,7 @@ def test_reader_that_goes_away_ends_it_quietly(tmp_path):
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (141, "")
     (line,) = done.stdout.splitlines()
