@@ -99,7 +99,8 @@ class Script:
 
     @property
     def out(self):
-        return (self.folder / "out").read_text()
+        path = self.folder / "out"  # which the process makes
+        return path.read_text() if path.exists() else ""
 
     @property
     def err(self):
