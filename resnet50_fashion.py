@@ -209,13 +209,14 @@ def train(
     """
     classifier, options = head.get_layer("classifier"), run.options.training
     one_hot = {
-        name: keras.utils.to_categorical(
-            np.tile(split.labels, len(features[name]) // split.size), len(run.data.class_names)
-        )
+        name: keras.utils.to_categorical(split.labels, len(run.data.class_names))
         for name, split in run.data.splits.items()
-        if name != "test"
     }
-    batches = common.batches(features["train"], one_hot["train"], options.batch_size, options.seed)
+    copies = len(features["train"]) // run.data.train.size
+    labels = np.tile(one_hot["train"], (copies, 1))
+    batches = common.batches(features["train"], labels, options.batch_size, options.seed)
+    # Without mirror images: so a fine-tuning's epochs compare with the head's.
+    validation = features["validation"][: run.data.validation.size]
     schedule = keras.optimizers.schedules.CosineDecay(
         options.learning_rate, len(batches) * options.epochs
     )
@@ -230,7 +231,7 @@ def train(
         batches,
         epochs=options.epochs,
         shuffle=False,  # they are
-        validation_data=common.batches(features["validation"], one_hot["validation"], 1000),
+        validation_data=common.batches(validation, one_hot["validation"], 1000),
         callbacks=[run.epoch_log, common.best_epoch(patience)],
         verbose=2,
     )

@@ -32,16 +32,15 @@ ROWS = {
     "conv4": "resnet50_fashion.py --features conv4",
     "fast": "resnet50_fashion.py --recipe fast",
     "best": "resnet50_fashion.py --recipe best",
-    "tuned": "resnet50_fashion.py --recipe tuned",
     "small": "benchmarks/small_network.py",
     "textbook": "benchmarks/textbook.py resnet50",
     "subset": f"resnet50_fashion.py --features conv4 {SUBSET}",
     "frozen": "resnet50_fashion.py --train-size 10000",
     "one_block": "resnet50_fashion.py --train-size 10000 --fine-tune-blocks 1",
 }
-DEFAULT = ("basic", "basic10", "published", "fast", "best", "tuned", "small", "textbook")
+DEFAULT = ("basic", "basic10", "published", "fast", "best", "small", "textbook")
 LABELS = {"basic10": "10 units", "small": "small network", "textbook": "textbook script"}
-AT_MOST = {"tuned": 1, "textbook": 1}  # seeds: hours each, and an extrapolation
+AT_MOST = {"textbook": 1}  # seeds: an extrapolation
 SPLITS = ("train", "validation", "test")
 SLICE = 128  # images of the textbook script's, in an epoch
 

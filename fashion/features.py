@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fashion import devices, environment
 from fashion.data import Split
@@ -211,8 +210,11 @@ def _add(path: Path, features: dict[str, np.ndarray]) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incomplete-") as folder:
             with contextlib.suppress(Exception):  # there is none, or it is damaged
                 features = features | _read(path)
-            by_name: dict[str, Any] = dict(sorted(features.items()))
-            np.savez(part := Path(folder) / path.name, **by_name)
+            # What `np.savez` writes; that complains of a full disk once more at the process's end.
+            with zipfile.ZipFile(part := Path(folder) / path.name, "w") as archive:
+                for name, values in sorted(features.items()):
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, values, allow_pickle=False)
             part.replace(path)
     except OSError as error:
         raise UserError(f"--cache-dir: {error}") from None

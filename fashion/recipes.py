@@ -11,7 +11,6 @@ from fashion.options import Options, one_of
 
 # What each stands for. All choices were made on validation images alone.
 FAST = {"image_size": 112, "features": "conv4_3x3", "dropout": 0.5, "epochs": 20}
-BEST = FAST | {"features": "conv4_4x4", "mirror": True}
 RECIPES: dict[str, dict[str, Any]] = {
     # As published: the last stage's averages of images enlarged to 224×224.
     "published": {},
@@ -19,15 +18,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # pixels tells it as well.
     "fast": FAST,
     # A finer grid, and mirrored copies for twice the pass.
-    "best": BEST,
-    # From there on, the third stage and the fourth are trained, too.
-    "tuned": BEST
-    | {
-        "fine_tune_blocks": 10,
-        "fine_tune_inputs": "augmented",
-        "fine_tune_batch_size": 64,
-        "fine_tune_epochs": 8,
-    },
+    "best": FAST | {"features": "conv4_4x4", "mirror": True},
 }
 
 
@@ -36,8 +27,7 @@ class RecipeOptions:
     """Defaults of the other options, made for resnet50; what is given on the command line wins."""
 
     recipe: Annotated[str, one_of(RECIPES)] = "published"
-    """published: the last stage at 224×224; fast: a grid at 112×112; best: mirrored copies, too;
-    tuned: best, then two stages trained, for hours"""
+    """published: the last stage at 224×224; fast: a grid at 112×112; best: mirrored copies, too"""
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)

@@ -23,7 +23,6 @@ def test_recipes_are_steps_from_what_is_published():
     common = {"image_size": 112, "dropout": 0.5, "epochs": 20}
     assert RECIPES["fast"] == common | {"features": "conv4_3x3"}
     assert RECIPES["best"] == common | {"features": "conv4_4x4", "mirror": True}
-    assert RECIPES["tuned"].items() > RECIPES["best"].items()
 
 
 @pytest.mark.parametrize("first", [True, False])

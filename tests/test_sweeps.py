@@ -1,5 +1,6 @@
 """Each sweep is tried with wandb's own sampler, and one trial is run as an agent would run it."""
 
+import importlib
 import subprocess
 import sys
 
@@ -20,9 +21,10 @@ SWEEPS = {
 
 @pytest.fixture
 def sweeps():
-    return pytest.importorskip(
-        "sweeps", reason="needs wandb's sampler: pip install --no-deps sweeps, and what it imports"
-    )
+    # Not "sweeps": without the package, that is the folder of this name.
+    reason = "needs wandb's sampler: pip install --no-deps sweeps, and what it imports"
+    pytest.importorskip("sweeps.config", reason=reason)
+    return importlib.import_module("sweeps")
 
 
 def read(name):
