@@ -4,6 +4,7 @@ Most processes come from a server that has imported TensorFlow already, are of a
 keep 20 images in a file of the cache: a trial takes a second or two.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -387,7 +388,10 @@ class Disk:
         """Fills it but for so much."""
         if self.is_mounted:
             free = shutil.disk_usage(self.folder).free - 1024 * kilobytes
-            (self.folder / "filler").write_bytes(bytes(free))
+            filler = (self.folder / "filler").open("wb", buffering=0)
+            with filler, contextlib.suppress(OSError):  # a script may take some meanwhile, too
+                while free > 0:
+                    free -= filler.write(bytes(min(free, 4096)))
         else:
             self.limit = 1024 * kilobytes
 
