@@ -320,7 +320,7 @@ def inspector() -> list[str] | None:
 
 def read_wandb_run(folder: Path) -> WandbRun:
     """The only W&B run in a folder; skips the test where W&B cannot read it."""
-    (run,) = folder.glob("wandb/*run-*")
+    (run,) = folder.glob("wandb/offline-run-*")
     if not inspector():
         pytest.skip("needs `wandb leet inspect`")
     command = [*inspector(), "--json", str(run)]
