@@ -34,7 +34,7 @@ ROWS = {
     "best": "resnet50_fashion.py --recipe best",
     "small": "benchmarks/small_network.py",
     "textbook": "benchmarks/textbook.py resnet50",
-    "subset": f"resnet50_fashion.py --features conv4 {SUBSET}",
+    "subset": f"resnet50_fashion.py --recipe fast --image-size 64 {SUBSET}",
     "frozen": "resnet50_fashion.py --train-size 10000",
     "one_block": "resnet50_fashion.py --train-size 10000 --fine-tune-blocks 1",
 }

@@ -378,15 +378,15 @@ def offline_run(request, offline_runs) -> Done:
 
 @pytest.fixture(scope="session")
 def subset_run(whole_folder, imagenet_weights, tmp_path_factory) -> Result:
-    """A run of resnet50_fashion.py on a part of the real data, and with real weights."""
+    """README's quick start: a part of the real data, and real weights."""
     folder = tmp_path_factory.mktemp("subset")
-    sizes = ("--train-size", 3000, "--validation-size", 1500, "--test-size", 1500)
+    sizes = ("--train-size", 5000, "--validation-size", 2000, "--test-size", 2000)
     done = run_script(
         folder,
         "resnet50_fashion.py",
         *("--data-dir", whole_folder, "--weights", imagenet_weights, *sizes),
-        *("--features", "conv4", "--cache-dir", folder / "cache", "--wandb", "disabled"),
-        *("--require-accuracy", 0.885),
+        *("--recipe", "fast", "--image-size", 64, "--require-accuracy", 0.905),
+        *("--cache-dir", folder / "cache", "--wandb", "disabled"),
     )
     assert done.returncode == 0, done.stderr
     return Result(folder / "outputs" / "resnet50_fashion")
