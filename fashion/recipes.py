@@ -15,9 +15,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     # As published: the last stage's averages of images enlarged to 224×224.
     "published": {},
     # Where a garment has its parts tells more than ImageNet's classes do, and a quarter of the
-    # pixels tells it as well.
+    # pixels tells it as well. 94.9 ± 0.1 % validation, 94.8 ± 0.1 % test (5 seeds), 3.5 minutes on
+    # 2 cores, later runs a minute: `python benchmarks/accuracy.py --rows fast`.
     "fast": FAST,
-    # A finer grid, and mirrored copies for twice the pass.
+    # A finer grid, and mirrored copies for twice the pass. 95.5 % validation, 95.3 % test (1 seed),
+    # 15 minutes beside other work: `python benchmarks/accuracy.py --rows best --seeds 0`.
     "best": FAST | {"features": "conv4_4x4", "mirror": True},
 }
 
