@@ -425,8 +425,8 @@ def test_what_turns_out_to_be_unusable_is_a_usage_error(words, message, command_
 
 @pytest.mark.slow
 def test_subset_reaches_what_is_promised(subset_run):
-    # With seeds 0, 1, 2: validation 92.1, 91.9, 91.7 %, test 91.6, 90.8, 89.9 %. Asked for is clearly
-    # less, of validation by --require-accuracy, since another machine rounds otherwise.
+    # With seeds 0, 1, 2: validation 92.1, 91.9, 91.7 %, test 91.6, 90.8, 89.9 %. Asked for is
+    # clearly less, of validation by --require-accuracy, since another machine rounds otherwise.
     assert subset_run.metrics["config"]["require_accuracy"] == 0.905
     assert subset_run.metrics["test"]["accuracy"] >= 0.88
 
