@@ -107,7 +107,7 @@ def batches(
         order = order.shuffle(len(labels), seed)
     settings = tf.data.Options()
     settings.autotune.enabled = False
-    return order.batch(batch_size).map(batch).prefetch(16).with_options(settings)
+    return order.batch(batch_size).map(batch).prefetch(4).with_options(settings)
 
 
 def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:

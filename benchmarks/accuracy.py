@@ -1,10 +1,10 @@
 """The command behind README's accuracies: the scripts over seeds; mean ± standard deviation.
 
 The table (a Markdown file in --output) has a row for each of --rows; its first column is what is
-run. A picture beside it, frontier.png, draws accuracy against minutes. Each row has a feature cache
-of its own in --work: its first run starts from an empty one, the later ones from its features. Each
-run's figures are kept there, too: an interrupted command goes on where it was. Delete a file, or
-the folder, to measure anew.
+run. A picture (--picture) draws accuracy against minutes. Each row has a feature cache of its own in
+--work: its first run starts from an empty one, the later ones from its features. Each run's figures
+are kept there, too: an interrupted command goes on where it was. Delete a file, or the folder, to
+measure anew.
 
 The textbook script would take hours for its ten epochs. Its time is extrapolated from a slice, and
 its accuracy is that of its head on the averages that the row `published` has kept.
@@ -66,7 +66,13 @@ def parse_options() -> argparse.Namespace:
         "--output",
         type=Path,
         default=Path(__file__).parent / "results",
-        help="folder of the table and the picture (default: %(default)s)",
+        help="folder of the table (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=ROOT / "docs" / "frontier.png",
+        help="the picture's file (default: %(default)s)",
     )
     parser.add_argument(
         "--work",
@@ -250,7 +256,7 @@ def main() -> None:
     ]
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "accuracy.md").write_text("\n".join(lines) + "\n")
-    draw(results, options.output / "frontier.png")
+    draw(results, options.picture)
     print("\n" + (options.output / "accuracy.md").read_text())
 
 

@@ -107,15 +107,24 @@ def draw_mistakes(test: Evaluation, split: Split) -> Figure:
         ha="left",
         fontsize=13,
     )
-    grid = figure.subplots(5, 8).flatten()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, i in zip(grid, wrong, strict=False):
-        axes.imshow(split.images[i], cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    # On the same axes: as many axes as images would take as long as all the other pictures.
+    axes = figure.subplots()
+    axes.set(xlim=(0, 8), ylim=(7, 0), aspect="equal")
+    axes.set_axis_off()
+    for place, i in enumerate(wrong):
+        left, top = place % 8, place // 8 * 1.4
+        axes.imshow(
+            split.images[i],
+            extent=(left + 0.07, left + 0.93, top + 1.32, top + 0.46),
+            cmap="gray_r",
+            vmin=0,
+            vmax=255,
+            interpolation="nearest",
+        )
         names = test.class_names
         true, predicted = names[test.labels[i]], names[test.predicted[i]]
         title = f"{true} →\n{predicted} {test.confidence[i]:.0%}\n{split.title(i)[-20:]}"
-        axes.set_title(title, loc="center", fontsize=9.5)
+        axes.text(left + 0.5, top + 0.43, title, ha="center", va="bottom", fontsize=9.5)
     return figure
 
 

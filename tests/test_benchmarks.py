@@ -76,7 +76,7 @@ def test_accuracy(tmp_path, run_main):
     run(
         tmp_path,
         *("accuracy.py", "--rows", "basic", "--seeds", 0, 1, "--epochs", 1),
-        *("--output", tmp_path),
+        *("--output", tmp_path, "--picture", tmp_path / "frontier.png"),
     )
     ((command, seeds, *cells),) = rows(tmp_path / "accuracy.md")
     assert command == "`python cnn_basic.py`" and seeds == "2"

@@ -55,10 +55,11 @@ def test_mistakes_are_shown_with_their_numbers(evaluation, sample):
     figure = pictures.draw_mistakes(evaluation, sample.test)
     wrong = evaluation.mistakes(40)
     assert f"40 most confident of {np.sum(~evaluation.correct)} mistakes" in figure.get_suptitle()
-    for axes, i in zip(figure.axes, wrong, strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), sample.test.images[i])
+    (axes,) = figure.axes
+    for image, text, i in zip(axes.images, axes.texts, wrong, strict=True):
+        np.testing.assert_array_equal(image.get_array(), sample.test.images[i])
         true, predicted = CLASS_NAMES[sample.test.labels[i]], CLASS_NAMES[evaluation.predicted[i]]
-        title = axes.get_title()
+        title = text.get_text()
         assert title.startswith(f"{true} →\n{predicted} {evaluation.confidence[i]:.0%}")
         assert title.endswith(f"image {sample.test.positions[i]}")
 
