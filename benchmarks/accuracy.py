@@ -1,10 +1,10 @@
 """The command behind README's accuracies: the scripts over seeds; mean ± standard deviation.
 
 The table (a Markdown file in --output) has a row for each of --rows; its first column is what is
-run. A picture (--picture) draws accuracy against minutes. Each row has a feature cache of its own in
---work: its first run starts from an empty one, the later ones from its features. Each run's figures
-are kept there, too: an interrupted command goes on where it was. Delete a file, or the folder, to
-measure anew.
+run. A picture (--picture) draws accuracy against minutes. Each row has a feature cache of its own
+in --work: its first run starts from an empty one, the later ones from its features. Each run's
+figures are kept there, too: an interrupted command goes on where it was. Delete a file, or the
+folder, to measure anew.
 
 The textbook script would take hours for its ten epochs. Its time is extrapolated from a slice, and
 its accuracy is that of its head on the averages that the row `published` has kept.
