@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from fashion import class_folders, command_line, errors, own_pictures, recipes, sources
+from fashion import class_folders, command_line, errors, own_pictures, recipes, sources, tracking
 from fashion.checkpoints import Checkpoint
 from fashion.data import FashionMNIST, Split, split_files
 from fashion.errors import UsageError, UserError
@@ -177,7 +177,11 @@ def run_script(
         parsed = parse(options_type, description, sys.argv[1:])
         if paths := parsed.use_of_the_model.predict:
             own_pictures.classify(paths, parsed)
-        else:
-            main(parsed)
+            return
+        written = {"--output-dir": parsed.results.output_dir, "--cache-dir": parsed.data.cache_dir}
+        if parsed.results.wandb != "disabled":
+            written["WANDB_DIR"] = tracking.folder()
+        class_folders.keep_apart(parsed.data.data_dir, written)
+        main(parsed)
 
     errors.run_script(start)

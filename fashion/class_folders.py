@@ -12,58 +12,97 @@ import os
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from fashion import preparation
-from fashion.data import SPLIT_SEED, Files, checked_names
-from fashion.errors import UserError
+from fashion.data import SPLIT_SEED, Files, checked_names, printable
+from fashion.errors import UsageError, UserError
 
 import numpy as np
 import PIL
 from PIL import Image
 
 FEWEST = 5  # pictures of a class
-NOT_CLASSES = {"train", "test", "val", "valid", "validation"}  # where there is a train/ of folders
+SPLITS = {  # by the names of their folders, whatever their case
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 def are_in(folder: Path) -> bool:
-    """Whether a folder has folders, and no IDX files."""
-    return bool(_subfolders(folder)) and not any(folder.glob("*-ubyte*"))
+    """Whether a folder has folders, and no IDX files.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return bool(_subfolders(folder)) and not any(folder.glob("*-ubyte*"))
+    except OSError as error:
+        raise UserError(f"--data-dir: {error}") from None
+
+
+def keep_apart(data_dir: Path | None, written: dict[str, Path]) -> None:
+    """What a run writes, by its option, must not come among the classes of a later run.
+
+    Raises:
+        UsageError: it would.
+    """
+    if data_dir and are_in(data_dir):
+        for option, path in written.items():
+            if path.resolve().is_relative_to(data_dir.resolve()):
+                raise UsageError(
+                    f"{option}: {path} is within --data-dir, where a folder is a class: use another"
+                )
 
 
 def read(folder: Path, cache_dir: Path) -> Files:
     """The pictures of a folder for each class, or of its `train/` and `test/` with such folders.
 
-    Without `test/`, a sixth of each class is set aside as such by a fixed seed; a twelfth of the
-    rest is for validation. Each class has at least one picture in each split. What cannot be used
-    is named and left out.
+    Without `test/`, a sixth of each class is set aside as such by a fixed seed; without `val/`, a
+    twelfth of the rest is for validation. Each class has at least one picture in each split. What
+    cannot be used is named and left out.
 
     Raises:
         UserError: there are too few classes or pictures, train/ and test/ differ in their classes,
             a file or folder cannot be read, or the cache cannot be written.
     """
     try:
-        train_folder, test_folder = _parts(folder)
-        class_names = checked_names(_subfolders(train_folder), train_folder)
-        if test_folder and (other := set(class_names) ^ set(_subfolders(test_folder))):
-            raise UserError(f"{folder}: in only one of train/ and test/: {_listed(other)}")
+        folders = _split_folders(folder)
+        class_names = checked_names(_subfolders(folders["train"]), folders["train"])
+        for part in folders.values():
+            if other := set(class_names) ^ set(_subfolders(part)):
+                both = f"{folders['train'].name}/ and {part.name}/"
+                raise UserError(f"{folder}: in only one of {both}: {_listed(other)}")
         cache = _Cache(cache_dir)
-        folders = [part for part in (train_folder, test_folder) if part]
-        parts = [_read_part(part, class_names, cache) for part in folders]
+        parts = {name: _read_part(part, class_names, cache) for name, part in folders.items()}
+    except BrokenPipeError:
+        raise  # nobody reads what is printed
     except OSError as error:
         raise UserError(f"--data-dir: {error}") from None
-    counts = [np.bincount(part.labels, minlength=len(class_names)) for part in parts]
-    _check(folder, class_names, np.sum(counts, axis=0), FEWEST)
-    if test_folder:
-        train, test = parts
-        _check(train_folder, class_names, counts[0], 2)
-        _check(test_folder, class_names, counts[1], 1)
+    counts = {
+        name: np.bincount(part.labels, minlength=len(class_names)) for name, part in parts.items()
+    }
+    _check(folder, class_names, np.sum(list(counts.values()), axis=0), FEWEST)
+    for name, part in folders.items():
+        fewest = 1 + (len({"validation", "test"} - set(folders)) if name == "train" else 0)
+        _check(part, class_names, counts[name], fewest)
+    train, test = parts["train"], parts.get("test")
+    if not test:
+        chosen = _choose(train.labels, 6)
+        train, test = train.rows(~chosen), train.rows(chosen)
+    if of_its_own := parts.get("validation"):
+        validation = np.arange(len(train.labels) + len(of_its_own.labels)) >= len(train.labels)
+        train = train.and_then(of_its_own)
     else:
-        chosen = _choose(parts[0].labels, 6)
-        train, test = parts[0].rows(~chosen), parts[0].rows(chosen)
-    validation = _choose(train.labels, 12)
+        validation = _choose(train.labels, 12)
     _tell_of_twins(train.images[~validation], train.images[validation], test.images)
     return Files(
         train_images=train.images,
@@ -91,6 +130,11 @@ class _Part(NamedTuple):
         """Those where the mask is true."""
         files = tuple(file for file, used in zip(self.files, chosen, strict=True) if used)
         return _Part(self.images[chosen], self.labels[chosen], files)
+
+    def and_then(self, other: "_Part") -> "_Part":
+        """These, and after them those of another."""
+        images, labels = (np.concatenate(pair) for pair in zip(self[:2], other[:2], strict=True))
+        return _Part(images, labels, self.files + other.files)
 
     def digests(self, name: str) -> dict[str, str]:
         """SHA-256 of the images, and of their labels."""
@@ -129,21 +173,41 @@ class _Cache:
         return image
 
 
-def _subfolders(folder: Path) -> list[str]:
-    """The names of a folder's folders but hidden ones, sorted: none if there is no such folder."""
+def _subfolders(folder: Path) -> dict[str, Path]:
+    """A folder's folders by name, sorted, but hidden ones: none if there is no such folder."""
     if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return {}
+    found = sorted(path for path in folder.iterdir() if path.is_dir())
+    return {
+        unicodedata.normalize("NFC", path.name): path  # macOS writes umlauts otherwise
+        for path in found
+        if not path.name.startswith(".") and path.name != "__MACOSX"
+    }
 
 
-def _parts(folder: Path) -> tuple[Path, Path | None]:
-    """The folders with the classes' folders: of training, and of testing if it has its own."""
-    names = set(_subfolders(folder))
-    if "train" not in names or names - NOT_CLASSES or not _subfolders(folder / "train"):
-        return folder, None
-    if others := names - {"train", "test"}:
-        print(f"{folder}: not looked at: {_listed(others)}", file=sys.stderr)
-    return folder / "train", folder / "test" if "test" in names else None
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The folders with the classes' folders, by split: "train", and others if there are such.
+
+    Raises:
+        UserError: they are named as splits, but without classes' folders to train on.
+    """
+    inside = _subfolders(folder)
+    found: dict[str, Path] = {}
+    others = []
+    for name, path in inside.items():
+        split = SPLITS.get(name.lower())
+        if split and split not in found and _subfolders(path):
+            found[split] = path
+        else:
+            others.append(name)
+    named = all(name.lower() in SPLITS for name in others)
+    if "train" in found and (named or len(found) > 1):
+        if others:
+            print(f"{folder}: not looked at: {_listed(others)}", file=sys.stderr)
+        return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
+    if named and inside:
+        raise UserError(f"{folder}: there is no train/ with a folder for each class in it")
+    return {"train": folder}
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -152,10 +216,11 @@ def _listed(names: Iterable[str]) -> str:
 
 def _read_part(folder: Path, class_names: Sequence[str], cache: _Cache) -> _Part:
     """The pictures in the classes' folders, and in folders of these."""
+    folders = _subfolders(folder)
     found = [
         (label, path)
         for label, name in enumerate(class_names)
-        for path in _pictures_below(folder / name)
+        for path in _pictures_below(folders[name])
     ]
     images, labels, files = [], [], []
     last = time.monotonic()
@@ -171,8 +236,7 @@ def _read_part(folder: Path, class_names: Sequence[str], cache: _Cache) -> _Part
             print(f"{path}: not used: {error}", file=sys.stderr)
             continue
         labels.append(label)
-        name = path.relative_to(folder).as_posix()
-        files.append("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name))
+        files.append(printable(path.relative_to(folder).as_posix()))
     shape = len(images), preparation.SIDE, preparation.SIDE
     return _Part(np.reshape(images, shape).astype("uint8"), np.array(labels, "int32"), tuple(files))
 

@@ -141,6 +141,11 @@ def checked_names(names: Iterable[str], origin: object) -> tuple[str, ...]:
     return names
 
 
+def printable(name: str) -> str:
+    """A file's name as it can be drawn and logged: its bytes may be of no character."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
 def split_files(
     files: Files, train_size: int | None, validation_size: int | None, test_size: int | None
 ) -> FashionMNIST:

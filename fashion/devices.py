@@ -105,7 +105,7 @@ def enough_memory(work: str, lower: str) -> Iterator[None]:
     """
     try:
         yield
-    except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
+    except (tf.errors.ResourceExhaustedError, tf.errors.InternalError, MemoryError) as error:
         # The latter is of many kinds; this one is of a batch for which there is no room.
         full = "Dst tensor is not initialized" in str(error)
         if isinstance(error, tf.errors.InternalError) and not full:

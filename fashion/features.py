@@ -77,20 +77,20 @@ class FeatureCache:
             UserError: the cache cannot be written, or its disk has not the room; or the network
                 makes no numbers of the images.
         """
-        names = tuple(self.network.output)
-        todo = [
-            (path, split.all_images[start : start + CHUNK])
-            for split in splits
-            for start in range(0, split.size, CHUNK)
-            if not has_features(path := self.path(split, start), names)
-        ]
+        sizes = {name: 2 * math.prod(v.shape[1:]) for name, v in self.network.output.items()}
+        todo = []
+        left = size = 0
+        for split in splits:
+            for start in range(0, split.size, CHUNK):
+                path = self.path(split, start)
+                if missing := set(sizes) - names_in(path):
+                    images = split.all_images[start : start + CHUNK]
+                    todo.append((path, images))
+                    left += len(images)
+                    size += len(images) * sum(sizes[name] for name in missing)
         if not todo:
             print(f"{progress.title}: all in {self.folder}")
             return
-        left = sum(len(images) for _, images in todo)
-        size = left * sum(
-            2 * math.prod(values.shape[1:]) for values in self.network.output.values()
-        )
         self._make_room(size, f"{progress.title} of {left:,} images")
         print(
             f"{progress.title}: extracting {left:,} images, each once; "
@@ -101,10 +101,10 @@ class FeatureCache:
         for i in range(0, len(todo), devices.count()):
             group = []
             for path, images in todo[i : i + devices.count()]:
-                if has_features(path, names):  # made meanwhile by another process
-                    progress.target -= len(images)
-                else:
+                if set(sizes) - names_in(path):
                     group.append((path, images))
+                else:  # made meanwhile by another process
+                    progress.target -= len(images)
             if not group:
                 continue
             outputs = devices.predict_batches(self.network, [images for _, images in group])
@@ -145,8 +145,6 @@ class FeatureCache:
         except Exception as error:  # of a zip file's many ways to be damaged
             print(f"{path} is damaged ({error}) and computed anew.", file=sys.stderr)
             (arrays,) = devices.predict_batches(self.network, [images])
-            with contextlib.suppress(OSError):
-                path.unlink()
             _add(path, arrays)
         return {name: array[: split.size - start] for name, array in arrays.items()}
 
@@ -188,28 +186,39 @@ def read_copies(
     return copies.reshape(-1, channels)
 
 
-def has_features(path: Path, names: Iterable[str]) -> bool:
-    """Whether a file of the cache is there, whole, and has these features."""
+def names_in(path: Path) -> set[str]:
+    """Of the features in a file of the cache: none, if it is not there, whole."""
     try:
         with zipfile.ZipFile(path) as file:
-            return {f"{name}.npy" for name in names} <= set(file.namelist())
+            return {name.removesuffix(".npy") for name in file.namelist()}
     except (OSError, zipfile.BadZipFile):
-        return False
+        return set()
 
 
-def _read(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """These features of a file, or all."""
+def _read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """These features of a file."""
     with np.load(path) as file:
-        return {name: file[name] for name in (file if names is None else names)}
+        return {name: file[name] for name in names}
+
+
+def _sound(path: Path, images: int) -> dict[str, np.ndarray]:
+    """The features of a file, if there is one, but for those that are damaged."""
+    found = {}
+    for name in names_in(path):
+        with contextlib.suppress(Exception):  # of a zip file's many ways to be so
+            (values,) = _read(path, [name]).values()
+            if len(values) == images:
+                found[name] = values
+    return found
 
 
 def _add(path: Path, features: dict[str, np.ndarray]) -> None:
-    """Adds features to a file of the cache; those that it has already stay as they are."""
+    """Adds features to a file of the cache; those that it has already stay, unless damaged."""
+    images = len(next(iter(features.values())))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incomplete-") as folder:
-            with contextlib.suppress(Exception):  # there is none, or it is damaged
-                features = features | _read(path)
+            features = features | _sound(path, images)
             # What `np.savez` writes; that complains of a full disk once more at the process's end.
             with zipfile.ZipFile(part := Path(folder) / path.name, "w") as archive:
                 for name, values in sorted(features.items()):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fashion import devices, model_file, pictures
+from fashion.data import printable
 from fashion.errors import UserError
 from fashion.options import Options
 from fashion.pictures import OwnPicture
@@ -31,7 +32,7 @@ def classify(paths: Iterable[Path], options: Options) -> None:
             print(f"{path}: not used: {error}", file=sys.stderr)
             continue
         original.thumbnail((256, 256))  # as large as it will be drawn
-        own.append(OwnPicture(str(path), original, image))
+        own.append(OwnPicture(printable(str(path)), original, image))
     if own:
         images = np.stack([picture.image for picture in own])
         probabilities = devices.predict_in_batches(model, images, batch_size=125)

@@ -42,13 +42,12 @@ def read(path: Path) -> Image.Image:
     image.thumbnail((WORKING_SIDE, WORKING_SIDE))
     if image.has_transparency_data:
         # What is transparent becomes white, the background of the catalogue's photos, or black
-        # where the garment itself is white.
+        # where most of the garment itself is white.
         image = image.convert("RGBA")
-        black, white = (
-            Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
-            for colour in ("black", "white")
-        )
-        image = white if np.asarray(white.convert("L")).min() < 255 - CLOSE else black
+        opaque = np.asarray(image.convert("L"))[np.asarray(image.getchannel("A")) > 127]
+        white = opaque.size and np.median(opaque) >= 255 - CLOSE
+        background = Image.new("RGBA", image.size, "black" if white else "white")
+        image = Image.alpha_composite(background, image)
     return image.convert("RGB")
 
 

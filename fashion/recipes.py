@@ -38,7 +38,7 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 def defaults(options: AnyOptions, words: Sequence[str]) -> AnyOptions:
     """The defaults that hold where a command line's words name a recipe; else they stay."""
     name = _named(words)
-    if name not in RECIPES:
+    if name not in RECIPES or "recipe" not in options.config():
         return options  # parsing will say so
     values = {"recipe": name} | RECIPES[name]
     groups = {}

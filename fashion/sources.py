@@ -142,7 +142,7 @@ def _class_names(folder: Path, classes: int, sha256: dict[str, str]) -> tuple[st
     """
     path = folder / "classes.txt"
     try:
-        names = path.read_text(encoding="utf-8-sig").splitlines()
+        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
         numbers = map(str, range(classes))
         return CLASS_NAMES if sha256 == FASHION_MNIST_SHA256 else checked_names(numbers, folder)

@@ -23,6 +23,11 @@ import wandb
 ROOT = Path(__file__).parents[1]
 
 
+def folder() -> Path:
+    """Where W&B keeps the files of runs."""
+    return Path(os.environ.get("WANDB_DIR", ""), "wandb").absolute()
+
+
 def start(wanted: str, **settings: Any) -> wandb.Run:
     """Opens a W&B run; never prompts, never fails for want of a key or a network.
 
@@ -34,8 +39,7 @@ def start(wanted: str, **settings: Any) -> wandb.Run:
         UserError: W&B's settings are unusable.
     """
     # A run's files wait for their upload beside it, and not in a folder of the user's home.
-    staging = Path(os.environ.get("WANDB_DIR", ""), "wandb").absolute()
-    os.environ.setdefault("WANDB_DATA_DIR", str(staging))
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder()))
     try:
         configured = wandb.setup().settings
     except ValueError as error:

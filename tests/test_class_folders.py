@@ -9,7 +9,7 @@ from fashion.data import CLASS_NAMES
 import keras
 import numpy as np
 import pytest
-from conftest import SAMPLE, load
+from conftest import SAMPLE, contents, load
 from PIL import Image, ImageOps
 
 import cnn_basic
@@ -126,21 +126,52 @@ def test_every_prefix_is_as_balanced_as_can_be(made, read):
     assert by_class(small.train) == [2, 2, 2]
 
 
-def test_folders_train_and_test_are_heeded(made, read, tmp_path, capsys):
-    shutil.copytree(made, tmp_path / "train")
+def test_folders_of_splits_are_heeded(made, read, tmp_path, capsys):
+    shutil.copytree(made, tmp_path / "Train")
     for name in COUNTS:
-        (tmp_path / "test" / name).mkdir(parents=True)
-        (tmp_path / "train" / name / "0001.png").rename(tmp_path / "test" / name / "a.png")
-    (tmp_path / "val").mkdir()
+        for split, number in ("Test", 1), ("val", 2):
+            (tmp_path / split / name).mkdir(parents=True)
+            picture = tmp_path / "Train" / name / f"000{number}.png"
+            picture.rename(tmp_path / split / name / f"{split}.png")
+    (tmp_path / "__MACOSX").mkdir()
     data = read(tmp_path)
-    assert sorted(files(data.test)) == [f"{name}/a.png" for name in COUNTS]
+    for split, there in (data.test, "Test.png"), (data.validation, "val.png"):
+        assert sorted(files(split)) == [f"{name}/{there}" for name in COUNTS]
+    assert sum(by_class(data.train)) == sum(COUNTS.values()) - 6
+    assert capsys.readouterr().err == ""
+    expected = preparation.to_fashion_mnist(preparation.read(tmp_path / "val/socks/val.png"))
+    row = files(data.validation).index("socks/val.png")
+    np.testing.assert_array_equal(data.validation.images[row], expected)
+    # Without val/: a twelfth of what is for training. What is in no split is not looked at.
+    for name in COUNTS:
+        (tmp_path / "val" / name / "val.png").rename(tmp_path / "Train" / name / "0002.png")
+        (tmp_path / "val" / name).rmdir()
+    write(tmp_path / "more", data.test.images[:1])
+    data = read(tmp_path)
+    assert sorted(files(data.test)) == [f"{name}/Test.png" for name in COUNTS]
     assert by_class(data.validation) == [29 // 12, 1, 1]
-    assert sum(by_class(data.train)) == sum(COUNTS.values()) - 3 - 4
-    assert capsys.readouterr().err == f"{tmp_path}: not looked at: val\n"
-    # Only train: a sixth of it is for testing.
-    shutil.rmtree(tmp_path / "test")
-    shutil.copytree(made, tmp_path / "train", dirs_exist_ok=True)
+    assert capsys.readouterr().err == f"{tmp_path}: not looked at: more, val\n"
+    # Only train: a sixth of it is for testing, too.
+    shutil.rmtree(tmp_path / "Test")
+    shutil.rmtree(tmp_path / "more")
+    shutil.copytree(made, tmp_path / "Train", dirs_exist_ok=True)
     assert files(read(tmp_path).test) == files(read(made).test)
+
+
+def test_folders_of_splits_without_classes_are_an_error(made, tmp_path):
+    """They are not taken for classes."""
+    for split in "train", "test":
+        shutil.copytree(made / "boots", tmp_path / split)
+    with pytest.raises(common.UserError, match=r"no train/ with a folder for each class in it$"):
+        load(tmp_path)
+
+
+def test_a_letter_may_be_written_in_two_ways(made, read, tmp_path):
+    """As macOS does, and all others."""
+    for split, name in ("train", "M\u00fctze"), ("test", "Mu\u0308tze"):
+        shutil.copytree(made / "boots", tmp_path / split / "boots")
+        shutil.copytree(made / "caps", tmp_path / split / name)
+    assert read(tmp_path).class_names == ("M\u00fctze", "boots")
 
 
 def test_classes_may_be_named_train_and_test(folder, read):
@@ -237,6 +268,21 @@ def test_train_and_test_must_have_the_same_classes_and_some_of_each(made, read, 
     (tmp_path / "test" / "hats").mkdir()
     with pytest.raises(common.UserError, match=r"in only one of train/ and test/: boots, hats$"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--output-dir", "--cache-dir", "WANDB_DIR"])
+def test_nothing_is_written_among_the_classes(option, folder, command_line, monkeypatch, tmp_path):
+    """The next run would take it for a class."""
+    before, words = contents(folder), ["--data-dir", folder, "--wandb", "offline"]
+    if option == "WANDB_DIR":
+        monkeypatch.setenv(option, str(folder))
+    else:
+        words += [option, folder / "new"]
+    done = command_line(cnn_basic, *words)
+    assert done.code == 2
+    assert done.err.startswith(f"cnn_basic.py: error: {option}: ")
+    assert done.err.endswith("within --data-dir, where a folder is a class: use another\n")
+    assert contents(folder) == before
 
 
 def test_a_folder_of_neither_kind_is_an_error(tmp_path):

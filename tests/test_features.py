@@ -229,6 +229,18 @@ def test_damaged_file_is_computed_anew_with_a_word(damage, fill, cache, data, ca
     assert contents(cache.folder) == intact
 
 
+def test_damage_of_a_feature_costs_none_of_another_network(fill, cache, data, capsys):
+    one, two = (FeatureCache(cache.folder, build_network(name)) for name in ("one", "two"))
+    fill(one), fill(two)
+    intact, path = contents(cache.folder), cache.path(data.train, 20)
+    flip_a_bit(path)  # of the first feature
+    capsys.readouterr()
+    read(one, data.train, ("one",)), read(two, data.train, ("two",))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path} is damaged (")
+    assert contents(cache.folder) == intact
+
+
 def test_truncated_file_is_computed_anew_by_the_pass(fill, cache, data, capsys):
     fill(cache)
     intact = contents(cache.folder)
@@ -251,6 +263,12 @@ def test_disk_without_room_is_an_error_before_the_work(fill, cache, monkeypatch)
     assert not contents(cache.folder)
     free.free = 1680
     assert fill(cache) > 0
+    free.free = 839  # of what is there already, no more is needed
+    more = FeatureCache(cache.folder, build_network("one", "two", "three"))
+    with pytest.raises(common.UserError, match=r"^Features of 140 images take 0 MB"):
+        fill(more)
+    free.free = 840
+    assert fill(more) > 0
 
 
 def test_folder_that_cannot_be_is_an_error(fill, cache):

@@ -64,6 +64,11 @@ def test_kinds_of_pictures_become_the_same(tmp_path):
     path = saved(tmp_path / "white.png", Image.fromarray(white))
     image = preparation.to_fashion_mnist(preparation.read(path))
     assert np.array_equal(image[SURE], 255 * (EXPECTED > 0)[SURE])
+    y, x = (coordinates[len(coordinates) // 2] for coordinates in np.nonzero(white[..., 3]))
+    white[y, x, :3] = 90  # a button
+    button = saved(tmp_path / "button.png", Image.fromarray(white))
+    seen = preparation.to_fashion_mnist(preparation.read(button))
+    assert np.mean(seen != image) < 0.01
 
 
 def test_an_image_of_the_data_set_stays_nearly_as_it_is(tmp_path, sample):
