@@ -3,16 +3,17 @@
 The table (a Markdown file in --output) has a row for each of --rows; its first column is what is
 run. A picture (--picture) draws accuracy against minutes. Each row has a feature cache of its own
 in --work: its first run starts from an empty one, the later ones from its features. Each run's
-figures are kept there, too: an interrupted command goes on where it was. Delete a file, or the
-folder, to measure anew.
+figures are kept there, too: an interrupted command goes on where it was. Delete a run's file to
+measure it anew, all of a row's for its first run, too, and all after a change of the code.
 
 The textbook script would take hours for its ten epochs. Its time is extrapolated from a slice, and
-its accuracy is that of its head on the averages that the row `published` has kept.
+its accuracy is that of its head on the averages that the row `published`, run before, has kept.
 """
 
 import argparse
 import datetime
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -82,6 +83,8 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--weights", default="imagenet", help="as resnet50_fashion.py's")
     options, options.more = parser.parse_known_args()
+    if "textbook" in options.rows and [w for w in options.more[::2] if w != "--data-dir"]:
+        parser.error(f"textbook.py does not take {' '.join(options.more)}: choose other --rows")
     return options
 
 
@@ -98,7 +101,15 @@ def measure(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         if result["arguments"] != arguments:
             sys.exit(f"accuracy.py: error: {kept} is of other options: delete it, or use --work")
         return result
-    figures = (textbook if row == "textbook" else run)(script, arguments, kept.with_suffix(".log"))
+    if row == "textbook":
+        if not (options.work / "published").exists():
+            sys.exit("accuracy.py: error: textbook needs the row published's averages, run before")
+        figures = textbook(script, arguments, kept.with_suffix(".log"))
+    else:
+        if not any(options.work.glob(f"{row}-*.json")):  # what an interrupted first run has left
+            shutil.rmtree(options.work / row, ignore_errors=True)
+        first = not (options.work / row).exists()
+        figures = {"first": first} | run(script, arguments, kept.with_suffix(".log"))
     result = {"arguments": arguments, **figures, "date": str(datetime.date.today())}
     part = kept.with_suffix(".incomplete")
     part.write_text(json.dumps(result, indent=2) + "\n")
@@ -125,12 +136,10 @@ def run(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
         start(script, [*arguments, "--wandb", "disabled", "--output-dir", folder], log)
         seconds = time.perf_counter() - begin
         metrics = json.loads((Path(folder) / "metrics.json").read_text())
-    extraction = metrics.get("extraction")
     return {
         "accuracy": {name: metrics[name]["accuracy"] for name in SPLITS},
         "interval95": metrics["test"]["interval95"],
         "seconds": seconds,
-        "first": extraction is None or extraction.get("images_per_second") is not None,
         "memory": metrics["memory"].get("peak_gb"),
         "versions": metrics["versions"],
     }
@@ -213,6 +222,7 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(alpha=0.3)
     axes.margins(x=0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 

@@ -83,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         data = Path(work) / "data"
         write(data / "test", files.test_images, files.test_labels, TEST)
-        for count in options.counts:
+        for count in sorted(options.counts):  # the folder only gets more
             write(data / "train", files.train_images, files.train_labels, count)
             cells = [str(count)]
             for command in COMMANDS:

@@ -9,9 +9,8 @@ import ast
 import dataclasses
 import inspect
 import itertools
-import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal, NoReturn
 
 from fashion.errors import UsageError
@@ -24,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(defaults: AnyOptions, description: str | None, words: Sequence[str]) -> AnyOptions:
-    """The options of a command line; `--batch_size` (as a W&B sweep writes it) is `--batch-size`.
+    """The options of a command line, also as a W&B sweep writes it.
 
     Args:
         defaults: a script's, or a recipe's.
@@ -43,20 +42,21 @@ def parse(defaults: AnyOptions, description: str | None, words: Sequence[str]) -
         allow_abbrev=False,
     )
     groups = {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)}
+    switches = set()
     for title, group in groups.items():
         section = parser.add_argument_group(title.replace("_", " "), type(group).__doc__)
         sentences = _sentences(type(group))
         for name, hint in typing.get_type_hints(type(group), include_extras=True).items():
             default = getattr(group, name)
+            if hint is bool:
+                switches.add(f"--{name.replace('_', '-')}")
             section.add_argument(
                 f"--{name.replace('_', '-')}",
                 default=default,
                 help=_help(sentences[name], default),
                 **_reading(hint),
             )
-    parsed = parser.parse_args(
-        [re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in words]
-    )
+    parsed = parser.parse_args([_as_argparse(word, switches) for word in words])
     return dataclasses.replace(
         defaults,
         **{
@@ -66,6 +66,17 @@ def parse(defaults: AnyOptions, description: str | None, words: Sequence[str]) -
             for title, group in groups.items()
         },
     )
+
+
+def _as_argparse(word: str, switches: Container[str]) -> str:
+    """A word as `argparse` takes it: a W&B sweep writes `--batch_size=32` and `--mirror=True`."""
+    name, equals, value = word.partition("=")
+    if not name.startswith("--"):
+        return word
+    name = name.replace("_", "-")
+    if name in switches and value in ("True", "False", "true", "false"):
+        return name if value.lower() == "true" else f"--no-{name[2:]}"
+    return f"{name}{equals}{value}"
 
 
 def _reading(hint: Any) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """The pictures of a run, by matplotlib."""
 
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +12,7 @@ from fashion.epochs import Epoch
 from fashion.errors import UserError
 from fashion.evaluation import Evaluation, Evaluations, wilson_interval
 
+import matplotlib.font_manager
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,6 +37,31 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,  # a dollar sign in a name is one
 }
+# Where the first has no letter, one of the others that are installed: Linux, Windows, macOS.
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Microsoft YaHei", "Malgun Gothic", "Hiragino Sans GB")
+
+
+@contextlib.contextmanager
+def our_style() -> Iterator[None]:
+    """Draws with `STYLE`, not the user's own; says if classes have letters of no font."""
+    installed = matplotlib.font_manager.get_font_names()
+    fonts = {"font.family": [font for font in FONTS if font in installed]}
+    style = matplotlib.style.context(["default", STYLE, fonts])
+    with warnings.catch_warnings(record=True) as caught, style:
+        yield
+    missing = [warning for warning in caught if str(warning.message).startswith("Glyph ")]
+    if missing:
+        print("The pictures lack letters of some names: no font here has them", file=sys.stderr)
+    for warning in caught:
+        if warning not in missing:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+
+
+def shortened(name: str) -> str:
+    """As long as there is room for."""
+    return name if len(name) <= 20 else f"{name[:19]}…"
 
 
 def draw_run(
@@ -44,7 +74,7 @@ def draw_run(
         lambda: draw_mistakes(evaluations.test, test),
         lambda: draw_reliability(evaluations.validation, evaluations.test),
     )
-    with matplotlib.style.context(["default", STYLE]):  # not the user's own
+    with our_style():
         for name, draw in zip(NAMES, figures, strict=True):
             draw().savefig(folder / name)
 
@@ -79,7 +109,7 @@ def draw_confusion_matrix(test: Evaluation) -> Figure:
     """Each class's images by predicted class, in percent of the row."""
     figure = Figure(figsize=(12, 10))
     axes = figure.subplots()
-    names = test.class_names
+    names = [shortened(name) for name in test.class_names]
     size = min(12, 300 / len(names))  # of letters; those of figures fit for up to 25 classes
     percent = 100 * test.confusion_matrix / np.maximum(test.confusion_matrix.sum(1), 1)[:, None]
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -121,8 +151,9 @@ def draw_mistakes(test: Evaluation, split: Split) -> Figure:
             vmax=255,
             interpolation="nearest",
         )
-        names = test.class_names
-        true, predicted = names[test.labels[i]], names[test.predicted[i]]
+        true, predicted = (
+            shortened(test.class_names[label]) for label in (test.labels[i], test.predicted[i])
+        )
         title = f"{true} →\n{predicted} {test.confidence[i]:.0%}\n{split.title(i)[-20:]}"
         axes.text(left + 0.5, top + 0.43, title, ha="center", va="bottom", fontsize=9.5)
     return figure
@@ -179,7 +210,7 @@ def draw_own_pictures(
     """
     count = min(len(own), DRAWN)
     rows = (count + 1) // 2
-    with matplotlib.style.context(["default", STYLE]):  # not the user's own
+    with our_style():
         figure = Figure(figsize=(14, 2.2 * rows))
         widths = 1, 1, 1.6
         grid = figure.subplots(rows, 6, squeeze=False, width_ratios=[*widths, *widths])
@@ -195,12 +226,13 @@ def draw_own_pictures(
             best = np.argmax(probabilities[i])
             likeliest = np.sort(np.argsort(-probabilities[i], kind="stable")[:10])
             colours = ["C0" if j == best else "silver" for j in likeliest]
-            names = [class_names[j] for j in likeliest]
+            names = [shortened(class_names[j]) for j in likeliest]
             bars.barh(names, probabilities[i, likeliest], color=colours)
             bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0 %", "50 %", "100 %"))
             bars.tick_params(labelsize=7)
             bars.invert_yaxis()
-            bars.set_title(f"{class_names[best]} {probabilities[i, best]:.0%}", fontsize=9)
+            title = f"{shortened(class_names[best])} {probabilities[i, best]:.0%}"
+            bars.set_title(title, fontsize=9)
         part = path.with_name(f".incomplete-{path.name}")
         try:
             figure.savefig(part, format="png")

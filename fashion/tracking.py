@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 import urllib.parse
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,7 @@ def start(wanted: str, **settings: Any) -> wandb.Run:
         settings: what else `wandb.init` is told.
 
     Raises:
-        UserError: W&B's settings are unusable.
+        UserError: W&B's settings are unusable, or the command's words.
     """
     # A run's files wait for their upload beside it, and not in a folder of the user's home.
     os.environ.setdefault("WANDB_DATA_DIR", str(folder()))
@@ -46,6 +47,11 @@ def start(wanted: str, **settings: Any) -> wandb.Run:
         raise UserError(f"W&B's settings: {' '.join(str(error).split())}") from None
     # The settings' mode is "online" unless WANDB_MODE or `wandb offline` says otherwise.
     mode: Any = configured.mode if wanted == "auto" else wanted
+    if mode != "disabled":
+        try:
+            "".join(sys.argv).encode()  # which W&B notes
+        except UnicodeEncodeError as error:
+            raise UserError(f"W&B cannot note a name in the command ({error}): rename it") from None
     if mode == "online" and not _has_wandb_key(configured.base_url):
         mode = "offline"
         if wanted == "online":

@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "tests" / "data"
 SAMPLE_SIZES = {"train": 1760, "validation": 160, "test": 400}
 
+# Tests' processes share a GPU: none takes all its memory.
+os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 for name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[name]  # no setting of the user's reaches a test
 

@@ -336,18 +336,22 @@ def test_resnet_its_cache_and_fine_tuning(made, run_main, small_resnet, tmp_path
 
 
 @pytest.mark.slow
-def test_photos_of_the_sample_train_to_what_the_sample_does(sample, run_main, tmp_path):
-    """The same test images: the sample's, as photos in `test/`."""
+@pytest.mark.parametrize("script", [cnn_basic, resnet50_fashion])
+def test_photos_train_to_what_their_images_do(script, sample, run_main, tmp_path, request):
+    """The sample's, to within 3 points on the same test images, as photos in `test/`."""
     for name, splits in ("train", [sample.train, sample.validation]), ("test", [sample.test]):
         for label, title in enumerate(CLASS_NAMES):
             images = np.concatenate([split.images[split.labels == label] for split in splits])
             # As the IDX files' order is: sorted names are sorted labels.
             write(tmp_path / "photos" / name / f"{label} {title.replace('/', ' ')}", images)
+    words = ["--cache-dir", tmp_path / "cache", "--output-dir", tmp_path / "output"]
+    if script is resnet50_fashion:
+        weights = request.getfixturevalue("imagenet_weights")
+        words += ["--weights", weights, "--recipe", "fast", "--image-size", 64]
     accuracies = {}
     for source in SAMPLE, tmp_path / "photos":
         for seed in range(3):
-            words = ("--data-dir", source, "--cache-dir", tmp_path / "cache", "--seed", seed)
-            result = run_main(cnn_basic, *words, "--output-dir", tmp_path / "output")
+            result = run_main(script, "--data-dir", source, "--seed", seed, *words)
             assert result.metrics["data"]["test"] == 400
             assert result.metrics["data"]["train"] == sample.train.size
             accuracies.setdefault(source, []).append(result.metrics["test"]["accuracy"])

@@ -92,6 +92,15 @@ def test_defaults_are_those_of_the_options_given():
     assert bridge.parse(mine, "About.", []) == mine
 
 
+def test_switch_may_be_written_as_a_sweep_does():
+    for words, expected in (
+        (("--mirror=True",), True),
+        (("--recipe=best", "--mirror=False"), False),
+        (("--recipe", "best"), True),
+    ):
+        assert parse(resnet50_fashion, *words).head.mirror is expected
+
+
 def test_underscores_of_values_stay():
     words = ("--output_dir", "my_output", "--project=my_project", "--predict", "my_photo.jpg")
     config = parse(cnn_basic, *words).config()

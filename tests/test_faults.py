@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -34,6 +33,7 @@ from conftest import (
 
 import common
 
+resource = pytest.importorskip("resource", reason="needs signals and limits as Unix has them")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["test_faults"])
 

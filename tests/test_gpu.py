@@ -88,16 +88,16 @@ def test_features_are_the_processors_in_each_precision(tmp_path):
 def test_too_little_memory_is_a_line_and_nothing_is_lost(tmp_path):
     """A batch of all images at full size, all blocks trained: far more than a GPU has."""
     words = (
-        *("--data-dir", SAMPLE, "--weights", "none", "--image-size", 1024, "--wandb", "disabled"),
-        *("--train-size", 400, "--validation-size", 10, "--test-size", 10, "--epochs", 1),
+        *("--data-dir", SAMPLE, "--weights", "none", "--image-size", 448, "--wandb", "disabled"),
+        *("--train-size", 1600, "--validation-size", 10, "--test-size", 10, "--epochs", 1),
         *("--fine-tune-blocks", 16, "--fine-tune-inputs", "computed", "--fine-tune-epochs", 1),
     )
-    done = run(tmp_path, "resnet50_fashion.py", *words, "--fine-tune-batch-size", 400)
+    done = run(tmp_path, "resnet50_fashion.py", *words, "--fine-tune-batch-size", 1600)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("resnet50_fashion.py: error: out of memory during fine-tuning: ")
     assert line.endswith("a lower --fine-tune-batch-size, and --resume")
-    done = run(tmp_path, "resnet50_fashion.py", *words, "--fine-tune-batch-size", 2, "--resume")
+    done = run(tmp_path, "resnet50_fashion.py", *words, "--fine-tune-batch-size", 8, "--resume")
     assert done.returncode == 0, done.stderr
     assert "Features: all in" in done.stdout
     assert "Resuming after epoch 1." in done.stdout

@@ -99,6 +99,18 @@ def test_users_own_style_does_not_show(evaluation, sample, tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
+def test_letters_that_no_font_has_are_told_of_once(tmp_path, capfd):
+    photo = Image.new("RGB", (20, 20), "white")
+    own = pictures.OwnPicture("\u1e000.png", photo, np.zeros((28, 28), "uint8"))
+    names = ("\ue123\ue124", "x" * 100, *"abcdefgh")  # of private use
+    pictures.draw_own_pictures(tmp_path / "one.png", [own], np.eye(10)[:1], names)
+    assert capfd.readouterr().err == (
+        "The pictures lack letters of some names: no font here has them\n"
+    )
+    figure = pictures.draw_confusion_matrix(Evaluation(np.eye(10), np.arange(10), names))
+    assert figure.axes[0].get_yticklabels()[1].get_text() == "x" * 19 + "…"
+
+
 def test_names_are_shown_as_they_are_and_many_classes_without_figures(tmp_path):
     names = tuple(f"$\\{i}$" for i in range(40))  # would be formulas, and wrong ones
     evaluation = Evaluation(np.eye(40), np.arange(40), names)
