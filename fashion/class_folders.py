@@ -66,14 +66,15 @@ def read(folder: Path, cache_dir: Path) -> Files:
     """
     try:
         folders = _split_folders(folder)
-        class_names = checked_names(_subfolders(folders["train"]), folders["train"])
-        for part in folders.values():
-            if other := set(class_names) ^ set(_subfolders(part)):
+        classes = {name: _subfolders(part) for name, part in folders.items()}
+        class_names = checked_names(classes["train"], folders["train"])
+        for name, part in folders.items():
+            if other := set(class_names) ^ set(classes[name]):
                 both = f"{folders['train'].name}/ and {part.name}/"
                 raise UserError(f"{folder}: in only one of {both}: {listed(other)}")
         cache = PictureCache(cache_dir)
         parts = {
-            name: read_pictures(part, [_subfolders(part)[n] for n in class_names], cache)
+            name: read_pictures(part, [classes[name][n] for n in class_names], cache)
             for name, part in folders.items()
         }
     except BrokenPipeError:
@@ -85,8 +86,8 @@ def read(folder: Path, cache_dir: Path) -> Files:
     }
     _check(folder, class_names, np.sum(list(counts.values()), axis=0), FEWEST)
     for name, part in folders.items():
-        fewest = 1 + (len({"validation", "test"} - set(folders)) if name == "train" else 0)
-        _check(part, class_names, counts[name], fewest)
+        # Those for training are divided among the splits that have no folder.
+        _check(part, class_names, counts[name], 4 - len(folders) if name == "train" else 1)
     train, test = parts["train"], parts.get("test")
     if not test:
         chosen = _choose(train.labels, 6)

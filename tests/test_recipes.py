@@ -1,10 +1,11 @@
 """Recipes: what they set, and that what is given wins."""
 
-from fashion.recipes import RECIPES
+from fashion.recipes import RECIPES, defaults
 
 import pytest
 from conftest import parse
 
+import cnn_basic
 import resnet50_fashion
 
 PLAIN = resnet50_fashion.Options().config()
@@ -15,6 +16,10 @@ def test_recipe_sets_its_options_and_no_other(name):
     config = parse(resnet50_fashion, "--recipe", name).config()
     assert config == PLAIN | {"recipe": name} | RECIPES[name]
     assert parse(resnet50_fashion, f"--recipe={name}").config() == config
+
+
+def test_script_without_recipes_keeps_its_defaults():
+    assert defaults(cnn_basic.Options(), ["--recipe", "fast"]) == cnn_basic.Options()
 
 
 def test_recipes_are_steps_from_what_is_published():
