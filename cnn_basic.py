@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fashion import devices
+from fashion.embeddings import answer
 from fashion.options import PositiveInt
 
 import keras
@@ -61,8 +62,7 @@ def train(model: keras.Model, run: common.Run) -> None:
         common.batches(data.train.images, data.train.labels, options.batch_size, options.seed),
         epochs=options.epochs,
         shuffle=False,  # they are
-        validation_data=(data.validation.images, data.validation.labels),
-        validation_batch_size=1000,
+        validation_data=common.batches(data.validation.images, data.validation.labels, 1000),
         callbacks=[run.epoch_log, common.best_epoch(patience=options.epochs)],
         verbose=2,
     )
@@ -80,11 +80,8 @@ def main(options: Options) -> None:
             model = build_model(options.model.hidden_units, len(data.class_names))
             train(model, run)
         with run.stage("evaluation", lower="--hidden-units"):
-            probabilities = {
-                name: devices.predict_in_batches(model, split.images)
-                for name, split in data.splits.items()
-            }
-        run.save(model, probabilities)
+            answers = {name: answer(model, split.images) for name, split in data.splits.items()}
+        run.save(model, answers)
     run.conclude()
 
 

@@ -4,6 +4,7 @@ What any script needs of the package behind it is handed on from here: options, 
 Importing that package prepares TensorFlow and Keras.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -105,9 +106,15 @@ def batches(
     order = tf.data.Dataset.range(len(labels))
     if seed is not None:
         order = order.shuffle(len(labels), seed)
+    steps = math.ceil(len(labels) / batch_size)
+    several = math.ceil(512 / batch_size)  # small batches are picked at once: Python takes its time
+    picked = order.batch(several * batch_size).map(batch)
+    if several > 1:
+        cardinality = tf.data.experimental.assert_cardinality(steps)
+        picked = picked.rebatch(batch_size).apply(cardinality)
     settings = tf.data.Options()
     settings.autotune.enabled = False
-    return order.batch(batch_size).map(batch).prefetch(4).with_options(settings)
+    return picked.prefetch(4).with_options(settings)
 
 
 def best_epoch(patience: int) -> keras.callbacks.EarlyStopping:

@@ -13,6 +13,7 @@ from fashion import backbones, devices, fine_tuning
 from fashion.augmentation import mirror_images
 from fashion.backbones import END, Backbone, NetworkOptions, activations_at, stage_of
 from fashion.devices import DeviceOptions
+from fashion.embeddings import Answers, answer
 from fashion.features import FeatureCache, pool, read_copies, to_float16
 from fashion.fine_tuning import FineTuningOptions
 from fashion.folding import fold_batch_norm
@@ -252,15 +253,14 @@ def assemble(
 
 def evaluate(
     head: keras.Sequential, features: dict[str, np.ndarray], run: common.Run
-) -> dict[str, np.ndarray]:
-    """The probabilities, float32 (N, classes), from each split's standardised features."""
-    probabilities = {}
+) -> dict[str, Answers]:
+    """The answers to each split's images, from their standardised features."""
+    classifier = head.get_layer("classifier")
     with run.stage("evaluation"):
-        for name, values in features.items():
-            answers = devices.predict_in_batches(head.get_layer("classifier"), values)
-            copies = answers.reshape(-1, run.data.splits[name].size, answers.shape[1])
-            probabilities[name] = copies.mean(axis=0)
-    return probabilities
+        return {
+            name: answer(classifier, values, copies=len(values) // run.data.splits[name].size)
+            for name, values in features.items()
+        }
 
 
 def main(options: Options) -> None:
@@ -285,11 +285,11 @@ def main(options: Options) -> None:
             if not resumed:
                 train(head, features, options.head.patience, run)
         if tuning:
-            model, probabilities = tuning.train(head, folder, run)
+            model, answers = tuning.train(head, folder, run)
         else:
             model = assemble(extractors, names, head)
-            probabilities = evaluate(head, features, run)
-        run.save(model, probabilities)
+            answers = evaluate(head, features, run)
+        run.save(model, answers)
         if tuning:
             tuning.checkpoint.finish()
     run.conclude()

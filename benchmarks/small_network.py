@@ -16,8 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fashion import devices
 from fashion.augmentation import augment, with_mirror_images
 from fashion.devices import DeviceOptions
+from fashion.embeddings import answer
 
 import keras
+import numpy as np
 
 import common
 
@@ -99,13 +101,12 @@ def main(options: Options) -> None:
         model = build_model(len(data.class_names), precision)
         with run.stage("training"):
             train(model, run)
-        model = with_mirror_images(model)
+        answers = {}
         with run.stage("evaluation"):
-            probabilities = {
-                name: devices.predict_in_batches(model, split.images, batch_size=500)
-                for name, split in data.splits.items()
-            }
-        run.save(model, probabilities)
+            for name, split in data.splits.items():
+                copies = np.concatenate([split.images, split.images[:, :, ::-1]])
+                answers[name] = answer(model, copies, copies=2, batch_size=500)
+        run.save(with_mirror_images(model), answers)
     run.conclude()
 
 

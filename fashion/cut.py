@@ -84,7 +84,9 @@ class Cut:
         outputs = keras.ops.concatenate([seen[name] for name in self.names], axis=1)
         # The head's layers one by one: as a model, the classifier would first make its input
         # float16, and so its gradients, many of which are too small for that.
-        layers = head.get_layer("standardiser"), *head.get_layer("classifier").layers
+        layers = [head.get_layer("standardiser"), *head.get_layer("classifier").layers]
+        # A layer of this network alone before the last one, for `embeddings.answering` to find.
+        layers.insert(-1, keras.layers.Identity(dtype=layers[-2].compute_dtype))
         for layer in layers:
             outputs = layer(outputs)
         return keras.Model(inputs, outputs)

@@ -11,6 +11,7 @@ from fashion.batches import Batches
 from fashion.checkpoints import Checkpoint, open_checkpoint
 from fashion.cut import Cut
 from fashion.data import FashionMNIST
+from fashion.embeddings import Answers, answering
 from fashion.errors import UsageError
 from fashion.features import FeatureCache
 from fashion.options import Flag, PositiveFloat, PositiveInt, WholeNumber
@@ -79,8 +80,8 @@ class FineTuning:
 
     def train(
         self, head: keras.Sequential, folder: Path, run: Run
-    ) -> tuple[keras.Model, dict[str, np.ndarray]]:
-        """Trains, from where the checkpoint is: the whole model, and its probabilities by split.
+    ) -> tuple[keras.Model, dict[str, Answers]]:
+        """Trains, from where the checkpoint is: the whole model, and its answers by split.
 
         Args:
             head: standardiser and classifier, trained unless the checkpoint is past that.
@@ -103,19 +104,21 @@ class FineTuning:
             learner = augmentation.augment(model) if inputs == "augmented" else trained
             self._fit(learner, activations, run)
         with run.stage("evaluation", lower="--image-size"):
-            batches = Batches(trained, activations, batch_size=100)
+            asked = answering(upper)
+            whole = keras.Model(lower.input, asked(lower.output))
+            asked = asked if activations else whole
+            batches, outputs = Batches(trained, activations, batch_size=100), {}
             with batches.errors():
-                probabilities = {
-                    name: trained.predict(batches.of(split), verbose=0)
-                    for name, split in splits.items()
-                }
-            if not self.head.mirror:
-                return model, probabilities
-            for name, split in splits.items():
-                mirrored = np.ascontiguousarray(split.images[:, :, ::-1])
-                probabilities[name] += devices.predict_in_batches(model, mirrored, batch_size=125)
-                probabilities[name] /= 2
-            return augmentation.with_mirror_images(model), probabilities
+                for name, split in splits.items():
+                    outputs[name] = asked.predict(batches.of(split), verbose=0)
+            if self.head.mirror:
+                model = augmentation.with_mirror_images(model)
+                for name, split in splits.items():
+                    mirrored = np.ascontiguousarray(split.images[:, :, ::-1])
+                    outputs[name] += devices.predict_in_batches(whole, mirrored, batch_size=125)
+                    outputs[name] /= 2
+            classes = len(run.data.class_names)
+            return model, {name: Answers.of(values, classes) for name, values in outputs.items()}
 
     def _fit(self, model: keras.Model, activations: FeatureCache | None, run: Run) -> None:
         """Trains by Adam, the learning rate rising for a tenth of the steps, then falling.

@@ -1,18 +1,35 @@
 """`--predict`: what a trained model says about one's own pictures."""
 
+import csv
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from fashion import devices, model_file, pictures
+from fashion import devices, model_file
 from fashion.data import printable
+from fashion.drawing import our_style, shortened
 from fashion.errors import UserError
 from fashion.options import Options
-from fashion.pictures import OwnPicture
 from fashion.preparation import SIDE, is_picture, read, to_fashion_mnist
 
 import keras
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+# The names of a run's files are others: theirs are of the test images.
+TABLE, PICTURE = "own_predictions.csv", "predictions.png"
+DRAWN = 60  # more would be too large to look at
+
+
+class OwnPicture(NamedTuple):
+    """One of the user's."""
+
+    name: str
+    original: Image.Image
+    image: np.ndarray  # what the model sees of it, uint8 (28, 28)
 
 
 def classify(paths: Iterable[Path], options: Options) -> None:
@@ -40,10 +57,10 @@ def classify(paths: Iterable[Path], options: Options) -> None:
         for picture, row in zip(own, probabilities, strict=True):
             likeliest = ", ".join(f"{class_names[i]} {row[i]:.1%}" for i in np.argsort(-row)[:3])
             print(f"{picture.name:{width}}  {likeliest}")
-        path = options.results.output_dir / "predictions.png"
-        pictures.draw_own_pictures(path, own, probabilities, class_names)
-        print(f"{path} shows what the model saw", end="")
-        print(f" of the first {pictures.DRAWN}." if len(own) > pictures.DRAWN else ".")
+        folder = options.results.output_dir
+        save(folder, own, probabilities, class_names)
+        print(f"{folder / TABLE} has all probabilities, {PICTURE} shows what the model saw", end="")
+        print(f" of the first {DRAWN}." if len(own) > DRAWN else ".")
     if failures:
         raise UserError(f"{failures} of {failures + len(own)} pictures could not be used")
 
@@ -90,3 +107,65 @@ def files(paths: Iterable[Path]) -> list[Path]:
         if not inside:
             raise UserError(f"--predict: {path} has no picture files")
     return found
+
+
+def save(
+    folder: Path, own: list[OwnPicture], probabilities: np.ndarray, class_names: tuple[str, ...]
+) -> None:
+    """Writes `TABLE` and `PICTURE`, each whole or not at all.
+
+    Args:
+        folder: gets them.
+        own: N pictures.
+        probabilities: (N, classes), a column for each class in the table.
+        class_names: the classes'.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
+            part = Path(temporary)
+            with open(part / TABLE, "w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["file", "predicted", *class_names])
+                for picture, row in zip(own, probabilities, strict=True):
+                    writer.writerow([picture.name, class_names[row.argmax()], *row])
+            with our_style():
+                draw(own, probabilities, class_names).savefig(part / PICTURE)
+            for name in TABLE, PICTURE:
+                (part / name).replace(folder / name)
+    except OSError as error:
+        raise UserError(f"{TABLE} and {PICTURE} cannot be written: {error}") from None
+
+
+def draw(own: list[OwnPicture], probabilities: np.ndarray, class_names: tuple[str, ...]) -> Figure:
+    """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities.
+
+    Those of the ten likeliest classes.
+    """
+    count = min(len(own), DRAWN)
+    rows = (count + 1) // 2
+    figure = Figure(figsize=(14, 2.2 * rows))
+    widths = 1, 1, 1.6
+    grid = figure.subplots(rows, 6, squeeze=False, width_ratios=[*widths, *widths])
+    for axes in grid.flatten():
+        axes.set_axis_off()
+    for i in range(count):
+        original, seen, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
+        original.imshow(own[i].original)
+        original.set_title(f"{Path(own[i].name).name[:28]}", fontsize=9)
+        seen.imshow(own[i].image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        seen.set_title("what the model saw", fontsize=9)
+        bars.set_axis_on()
+        best = np.argmax(probabilities[i])
+        likeliest = np.sort(np.argsort(-probabilities[i], kind="stable")[:10])
+        colours = ["C0" if j == best else "silver" for j in likeliest]
+        names = [shortened(class_names[j]) for j in likeliest]
+        bars.barh(names, probabilities[i, likeliest], color=colours)
+        bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0 %", "50 %", "100 %"))
+        bars.tick_params(labelsize=7)
+        bars.invert_yaxis()
+        title = f"{shortened(class_names[best])} {probabilities[i, best]:.0%}"
+        bars.set_title(title, fontsize=9)
+    return figure

@@ -54,6 +54,8 @@ class Page:
             "By class, on the test images": _table(_classes(test)),
             "What is confused with what": self._picture("confusion_matrix.png"),
             "Most confident mistakes: the model's, or the label's": self._picture("mistakes.png"),
+            "The training images most like them": self._picture("neighbours.png"),
+            "A map of the test images": self._picture("map.png"),
             "How far the confidence can be trusted": self._picture("reliability.png"),
             "Training": self._picture("curves.png"),
         }

@@ -1,77 +1,36 @@
 """The pictures of a run, by matplotlib."""
 
-import contextlib
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from fashion.data import Split
-from fashion.epochs import Epoch
-from fashion.errors import UserError
+from fashion.closer_look import CloserLook
+from fashion.data import FashionMNIST, Split
+from fashion.drawing import BLUE, GREY, ORANGE, lay_out, our_style, put, shortened
+from fashion.epochs import Epoch, EpochLog
 from fashion.evaluation import Evaluation, Evaluations, wilson_interval
 
-import matplotlib.font_manager
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
-NAMES = ("curves.png", "confusion_matrix.png", "mistakes.png", "reliability.png")
-DRAWN = 60  # of one's own pictures: more would be too large to look at
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"  # told apart by all (Okabe & Ito 2008)
-
-
-STYLE = {
-    "figure.dpi": 100,
-    "figure.constrained_layout.use": True,
-    "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "legend.frameon": False,
-    "text.parse_math": False,  # a dollar sign in a name is one
-}
-# Where the first has no letter, one of the others that are installed: Linux, Windows, macOS.
-FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Microsoft YaHei", "Malgun Gothic", "Hiragino Sans GB")
-
-
-@contextlib.contextmanager
-def our_style() -> Iterator[None]:
-    """Draws with `STYLE`, not the user's own; says if classes have letters of no font."""
-    installed = matplotlib.font_manager.get_font_names()
-    fonts = {"font.family": [font for font in FONTS if font in installed]}
-    style = matplotlib.style.context(["default", STYLE, fonts])
-    with warnings.catch_warnings(record=True) as caught, style:
-        yield
-    missing = [warning for warning in caught if str(warning.message).startswith("Glyph ")]
-    if missing:
-        print("The pictures lack letters of some names: no font here has them", file=sys.stderr)
-    for warning in caught:
-        if warning not in missing:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-
-
-def shortened(name: str) -> str:
-    """As long as there is room for."""
-    return name if len(name) <= 20 else f"{name[:19]}…"
+NAMES = (
+    "curves.png",
+    "confusion_matrix.png",
+    "mistakes.png",
+    "neighbours.png",
+    "map.png",
+    "reliability.png",
+)
 
 
 def draw_run(
-    folder: Path, evaluations: Evaluations, test: Split, epochs: list[Epoch], best_epoch: int
+    folder: Path, evaluations: Evaluations, closer: CloserLook, data: FashionMNIST, log: EpochLog
 ) -> None:
     """Draws `NAMES` into a folder."""
     figures = (
-        lambda: draw_curves(epochs, best_epoch),
+        lambda: draw_curves(log.epochs, log.best.epoch),
         lambda: draw_confusion_matrix(evaluations.test),
-        lambda: draw_mistakes(evaluations.test, test),
+        lambda: draw_mistakes(evaluations.test, data.test),
+        lambda: closer.draw_neighbours(data),
+        lambda: closer.draw_map(),
         lambda: draw_reliability(evaluations.validation, evaluations.test),
     )
     with our_style():
@@ -137,25 +96,14 @@ def draw_mistakes(test: Evaluation, split: Split) -> Figure:
         ha="left",
         fontsize=13,
     )
-    # On the same axes: as many axes as images would take as long as all the other pictures.
     axes = figure.subplots()
-    axes.set(xlim=(0, 8), ylim=(7, 0), aspect="equal")
-    axes.set_axis_off()
+    lay_out(axes, columns=8, rows=5)
     for place, i in enumerate(wrong):
-        left, top = place % 8, place // 8 * 1.4
-        axes.imshow(
-            split.images[i],
-            extent=(left + 0.07, left + 0.93, top + 1.32, top + 0.46),
-            cmap="gray_r",
-            vmin=0,
-            vmax=255,
-            interpolation="nearest",
-        )
         true, predicted = (
             shortened(test.class_names[label]) for label in (test.labels[i], test.predicted[i])
         )
         title = f"{true} →\n{predicted} {test.confidence[i]:.0%}\n{split.title(i)[-20:]}"
-        axes.text(left + 0.5, top + 0.43, title, ha="center", va="bottom", fontsize=9.5)
+        put(axes, (place % 8, place // 8), split.images[i], title, "black")
     return figure
 
 
@@ -188,54 +136,3 @@ def draw_reliability(validation: Evaluation, test: Evaluation) -> Figure:
     coverage.set(ylabel="accuracy", xlim=(0, 1.02))
     coverage.legend(fontsize=11)
     return figure
-
-
-class OwnPicture(NamedTuple):
-    """One of the user's."""
-
-    name: str
-    original: Image.Image
-    image: np.ndarray  # what the model sees of it, uint8 (28, 28)
-
-
-def draw_own_pictures(
-    path: Path, own: list[OwnPicture], probabilities: np.ndarray, class_names: tuple[str, ...]
-) -> None:
-    """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities.
-
-    Those of the ten likeliest classes. The file appears whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    count = min(len(own), DRAWN)
-    rows = (count + 1) // 2
-    with our_style():
-        figure = Figure(figsize=(14, 2.2 * rows))
-        widths = 1, 1, 1.6
-        grid = figure.subplots(rows, 6, squeeze=False, width_ratios=[*widths, *widths])
-        for axes in grid.flatten():
-            axes.set_axis_off()
-        for i in range(count):
-            original, seen, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
-            original.imshow(own[i].original)
-            original.set_title(f"{Path(own[i].name).name[:28]}", fontsize=9)
-            seen.imshow(own[i].image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            seen.set_title("what the model saw", fontsize=9)
-            bars.set_axis_on()
-            best = np.argmax(probabilities[i])
-            likeliest = np.sort(np.argsort(-probabilities[i], kind="stable")[:10])
-            colours = ["C0" if j == best else "silver" for j in likeliest]
-            names = [shortened(class_names[j]) for j in likeliest]
-            bars.barh(names, probabilities[i, likeliest], color=colours)
-            bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0 %", "50 %", "100 %"))
-            bars.tick_params(labelsize=7)
-            bars.invert_yaxis()
-            title = f"{shortened(class_names[best])} {probabilities[i, best]:.0%}"
-            bars.set_title(title, fontsize=9)
-        part = path.with_name(f".incomplete-{path.name}")
-        try:
-            figure.savefig(part, format="png")
-            part.replace(path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error}") from None

@@ -13,6 +13,7 @@ from typing import Any
 import fashion
 from fashion import (
     comparison,
+    dashboard,
     devices,
     environment,
     model_file,
@@ -20,7 +21,9 @@ from fashion import (
     result_files,
     tracking,
 )
+from fashion.closer_look import CloserLook
 from fashion.data import FashionMNIST
+from fashion.embeddings import Answers
 from fashion.epochs import Epoch, EpochLog
 from fashion.errors import UserError
 from fashion.evaluation import Evaluations
@@ -28,7 +31,6 @@ from fashion.options import Options
 from fashion.page import Page
 
 import keras
-import numpy as np
 import wandb
 
 OUTPUT_FILES = (
@@ -144,27 +146,28 @@ class Run:
         self.epoch_log = EpochLog(self.wandb_run, epochs)
         tracking.log_inputs(self.wandb_run, self.options.script, data)
 
-    def save(self, model: keras.Model, probabilities: dict[str, np.ndarray]) -> None:
+    def save(self, model: keras.Model, answers: dict[str, Answers]) -> None:
         """Writes `OUTPUT_FILES`, and the same to W&B, each file whole or not at all.
 
         Args:
             model: uint8 (N, 28, 28) → probabilities (N, classes).
-            probabilities: its own, float (N, classes), for the images of each split.
+            answers: its own, for the images of each split.
 
         Raises:
             UserError: a file cannot be written.
         """
         folder = self.options.results.output_dir
-        evaluations = Evaluations.of(probabilities, self.data)
+        evaluations = Evaluations.of({k: v.probabilities for k, v in answers.items()}, self.data)
+        closer = CloserLook.at(answers, evaluations.test)
         self._note_results(evaluations, model)
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
                 part = Path(temporary)
                 model_file.save(model, part / "model.keras", self.data.class_names)
-                self._write_files(part, evaluations)
+                self._write_files(part, evaluations, closer)
                 try:
                     # From here and not from `folder`, which another trial of a sweep may write to.
-                    self._log(part, evaluations)
+                    self._log(part, evaluations, closer)
                 finally:  # whatever became of W&B
                     for name in OUTPUT_FILES:
                         (part / name).replace(folder / name)
@@ -202,12 +205,11 @@ class Run:
         )
         self._record["best_epoch"] = self.epoch_log.best.epoch
 
-    def _write_files(self, folder: Path, evaluations: Evaluations) -> None:
+    def _write_files(self, folder: Path, evaluations: Evaluations, closer: CloserLook) -> None:
         """All of `OUTPUT_FILES` but the model."""
-        epochs, best_epoch = self.epoch_log.epochs, self.epoch_log.best.epoch
-        result_files.write_history(folder, epochs)
+        result_files.write_history(folder, self.epoch_log.epochs)
         result_files.write_predictions(folder, self.data.test, evaluations.test)
-        pictures.draw_run(folder, evaluations, self.data.test, epochs, best_epoch)
+        pictures.draw_run(folder, evaluations, closer, self.data, self.epoch_log)
         self._record["memory"] = environment.peak_memory()
         self._seconds["total"] = round(time.perf_counter() - fashion.START, 2)
         (folder / "metrics.json").write_text(json.dumps(self._record, indent=2) + "\n")
@@ -219,7 +221,7 @@ class Run:
             model=self.options.script,
             data=self.data.name,
             evaluations=evaluations,
-            best_epoch=best_epoch,
+            best_epoch=self.epoch_log.best.epoch,
             comparison=self._comparison,
             pictures=folder,
             settings={title: self._record[name] for title, name in SETTINGS.items()},
@@ -227,11 +229,14 @@ class Run:
         path = folder / "report.html"
         path.write_text(page.render(), encoding="utf-8", errors="xmlcharrefreplace")
 
-    def _log(self, folder: Path, evaluations: Evaluations) -> None:
+    def _log(self, folder: Path, evaluations: Evaluations, closer: CloserLook) -> None:
         """Sends to W&B what the files of a folder say."""
         if self.wandb_run.disabled:
             return
-        tracking.log_evaluations(self.wandb_run, evaluations, self.data.test, self.epoch_log.epochs)
+        dashboard.log_evaluations(
+            self.wandb_run, evaluations, self.data.test, self.epoch_log.epochs
+        )
+        dashboard.log_closer_look(self.wandb_run, closer, self.data)
         summary = self._record | {"test": evaluations.test.summary()}  # its tables go as such
         for part in "train", "validation", "test", "parameters", "memory", "seconds":
             for name, value in summary[part].items():

@@ -9,16 +9,13 @@ import shutil
 import sys
 import tempfile
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fashion.data import FashionMNIST, Split
-from fashion.epochs import Epoch
+from fashion.data import FashionMNIST
 from fashion.errors import UserError
-from fashion.evaluation import ClassScores, Evaluations
 
-import numpy as np
 import wandb
 
 ROOT = Path(__file__).parents[1]
@@ -101,87 +98,6 @@ def log_inputs(run: wandb.Run, script: str, data: FashionMNIST) -> None:
         run.log_artifact(artifact)
     except OSError as error:
         raise UserError(f"W&B: {error}") from None
-
-
-def log_evaluations(
-    run: wandb.Run, evaluations: Evaluations, images: Split, epochs: list[Epoch]
-) -> None:
-    """Logs the charts and tables that show how good the model is and where it is wrong.
-
-    Args:
-        run: gets them.
-        evaluations: the model's.
-        images: the test images.
-        epochs: the training's.
-    """
-    test, names = evaluations.test, evaluations.test.class_names
-
-    def table(rows: np.ndarray) -> wandb.Table:
-        columns: list[str | int] = [
-            "image",
-            "true",
-            "predicted",
-            "confidence",
-            "correct",
-            "top three",
-            "position",
-            *(["file"] if images.files else []),
-        ]
-        table = wandb.Table(columns)
-        for i in rows:
-            enlarged = images.images[i].repeat(4, axis=0).repeat(4, axis=1)
-            classes = names[test.labels[i]], names[test.predicted[i]]
-            row = [float(test.confidence[i]), bool(test.correct[i]), test.top3(i)]
-            row += [int(images.positions[i]), *([images.title(i)] if images.files else [])]
-            table.add_data(wandb.Image(enlarged), *classes, *row)
-        return table
-
-    def lines(points: Mapping[str, Iterable[tuple]], x: str, title: str) -> object:
-        xs = [[point[0] for point in line] for line in points.values()]
-        ys = [[point[1] for point in line] for line in points.values()]
-        return wandb.plot.line_series(xs, ys, keys=list(points), title=title, xname=x)
-
-    def curve(metric: str) -> dict[str, list[tuple]]:
-        return {
-            "train": [(row.epoch, getattr(row, metric)) for row in epochs],
-            "validation": [(row.epoch, getattr(row, f"val_{metric}")) for row in epochs],
-        }
-
-    held_out = {"validation": evaluations.validation, "test": evaluations.test}
-    perfect = [(0, 0), (1, 1)]
-    by_class = [np.flatnonzero(test.labels == i)[:10] for i in range(len(names))]
-    run.log(
-        {
-            "report/accuracy": lines(curve("accuracy"), x="epoch", title="Accuracy by epoch"),
-            "report/loss": lines(curve("loss"), x="epoch", title="Loss by epoch"),
-            "test/confusion_matrix": wandb.plot.confusion_matrix(
-                y_true=test.labels.tolist(),
-                preds=test.predicted.tolist(),
-                class_names=list(names),
-                title="Test images by class",
-            ),
-            "test/per_class": wandb.Table(
-                columns=["class", *ClassScores._fields[1:]],
-                data=[list(scores) for scores in test.per_class],
-            ),
-            "test/mistakes": table(test.mistakes(100)),
-            "test/examples": table(np.concatenate(by_class)),
-            "test/reliability": lines(
-                {
-                    name: [(bin.confidence, bin.accuracy) for bin in part.calibration]
-                    for name, part in held_out.items()
-                }
-                | {"ideal": perfect},
-                x="confidence",
-                title="Accuracy at each confidence",
-            ),
-            "test/coverage": lines(
-                {name: part.coverage for name, part in held_out.items()},
-                x="coverage",
-                title="Accuracy on the surest share of the images",
-            ),
-        }
-    )
 
 
 def log_files(run: wandb.Run, pictures: Iterable[Path], page: Path) -> None:

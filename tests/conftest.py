@@ -1,5 +1,6 @@
 """Shared by the tests: data, networks, and ways to run a script and to read what it left."""
 
+import collections
 import csv
 import functools
 import hashlib
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from fashion import backbones, downloads, features, pictures, sources
+from fashion import backbones, downloads, drawing, errors, features, sources
 from fashion.options import Options
 from fashion.run import OUTPUT_FILES, Run
 
@@ -40,6 +41,14 @@ def wandb_files_elsewhere(tmp_path_factory) -> Iterator[None]:
     """Keeps what W&B stages in this process out of the folder in which the tests are run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DATA_DIR", str(tmp_path_factory.mktemp("wandb")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def go_on_after_a_scripts_end() -> Iterator[None]:
+    """Has a script that runs within this process not end it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors, "end", sys.exit)
         yield
 
 
@@ -108,7 +117,7 @@ def train(script: ModuleType, *words: object) -> Result:
 
 def make_pictures_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a short run, half of the time would be its pictures': here they are not laid out."""
-    monkeypatch.setitem(pictures.STYLE, "figure.constrained_layout.use", False)
+    monkeypatch.setitem(drawing.STYLE, "figure.constrained_layout.use", False)
 
 
 @pytest.fixture
@@ -376,6 +385,39 @@ def offline_runs(tmp_path_factory) -> dict[str, Done]:
 def offline_run(request, offline_runs) -> Done:
     """Either of `offline_runs`."""
     return offline_runs[request.param]
+
+
+@pytest.fixture
+def wandb_records(offline_run):
+    """Summary, {history key: value}, and artifacts by type, of a script's W&B run."""
+    history = {}
+    for row in offline_run.wandb.rows:
+        history |= row
+    artifacts = collections.defaultdict(list)
+    for record in offline_run.wandb.records:
+        if record["type"] == "artifact":
+            artifacts[record["artifact"]["type"]].append(record["artifact"])
+    return offline_run.wandb.summary, history, artifacts
+
+
+@pytest.fixture
+def run_folder(offline_run):
+    """The folder of a script's W&B run."""
+    (folder,) = offline_run.folder.glob("wandb/offline-run-*")
+    return folder
+
+
+@pytest.fixture
+def tables(run_folder, wandb_records):
+    """The rows, as dictionaries, of each table of a script's W&B run."""
+    _, history, _ = wandb_records
+    tables = {}
+    for key, path in history.items():
+        if key.endswith(".path") and path.endswith(".table.json"):
+            table = json.loads((run_folder / "files" / path).read_text())
+            rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+            tables[key.removesuffix(".path")] = rows
+    return tables
 
 
 @pytest.fixture(scope="session")

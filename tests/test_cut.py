@@ -3,6 +3,7 @@
 from fashion import backbones, devices
 from fashion.backbones import Backbone
 from fashion.cut import Cut
+from fashion.embeddings import answering
 
 import keras
 import numpy as np
@@ -53,6 +54,11 @@ def test_network_in_two_parts_is_the_network(name, features, sample, random_back
         assert upper.trainable_weights
         both = upper.predict(lower.predict(images, verbose=0), verbose=0)
         np.testing.assert_allclose(both, expected, atol=0.01 * expected.std())
+        # What its last layer sees is told, too, and is not what the head's own sees.
+        outputs = answering(upper).predict(lower.predict(images, verbose=0), verbose=0)
+        np.testing.assert_allclose(outputs[:, :10], both, rtol=1e-5)
+        kernel, bias = head.layers[-1].get_weights()
+        np.testing.assert_allclose(outputs[:, 10:] @ kernel + bias, both, rtol=1e-3, atol=1e-4)
 
 
 def test_upper_part_trains_kernels_and_head_and_no_batch_normalisation(random_backbone):

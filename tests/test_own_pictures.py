@@ -1,15 +1,18 @@
 """`--predict`: what comes of pictures of many kinds, and how the command fails."""
 
+import csv
 import re
 import shutil
+from pathlib import Path
 
-from fashion import pictures
+from fashion import own_pictures
 from fashion.data import CLASS_NAMES
+from fashion.preparation import read, to_fashion_mnist
 
 import keras
 import numpy as np
 import pytest
-from conftest import SAMPLE, train
+from conftest import SAMPLE, contents, train
 from PIL import Image, ImageOps
 from test_preparation import saved, shape
 
@@ -64,16 +67,25 @@ def check_photos(command_line, script, folder, photos, test):
     of_originals = model.predict(images, verbose=0).argmax(axis=1)
     of_photos = np.mean(predicted == labels)
     assert of_photos >= np.mean(of_originals == labels) - 0.05
-    path = folder / "predictions.png"
-    drawn = pictures.DRAWN
-    assert done.out.endswith(f"\n{path} shows what the model saw of the first {drawn}.\n")
-    with Image.open(path) as png:
+    table = folder / "own_predictions.csv"
+    expected = f"{table} has all probabilities, predictions.png shows what the model saw"
+    assert done.out.endswith(f"\n{expected} of the first {own_pictures.DRAWN}.\n")
+    with Image.open(folder / "predictions.png") as png:
         assert png.width == 1400
-    path.unlink()
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [CLASS_NAMES.index(row["predicted"]) for row in rows] == predicted
+    paths = sorted(photos.iterdir())
+    assert [row["file"] for row in rows] == list(map(str, paths))
+    seen = np.stack([to_fashion_mnist(read(path)) for path in paths])
+    shown = [[float(row[name]) for name in CLASS_NAMES] for row in rows]
+    np.testing.assert_allclose(shown, model.predict(seen, verbose=0), atol=1e-6)
+    table.unlink()
+    (folder / "predictions.png").unlink()
 
 
 def test_baseline_on_photos(trained, command_line, sample, tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(pictures, "DRAWN", 5)  # which takes long
+    monkeypatch.setattr(own_pictures, "DRAWN", 5)  # which takes long
     photos = tmp_path_factory.mktemp("photos")
     check_photos(command_line, cnn_basic, trained, photos, sample.test)
 
@@ -133,3 +145,20 @@ def test_model_of_something_else_is_an_error(command_line, tmp_path):
     assert done.code == 1
     expected = "outputs/cnn_basic/model.keras is not a model of these scripts"
     assert done.err == f"cnn_basic.py: error: {expected}\n"
+
+
+def test_files_of_a_run_stay_and_a_failure_leaves_what_was_there(trained, command_line, tmp_path):
+    shutil.copytree(trained, tmp_path / "model")
+    before = contents(tmp_path / "model")
+    (tmp_path / "model" / "predictions.png").mkdir()
+    saved(tmp_path / "a.png", Image.fromarray(shape()))
+    words = ("--predict", tmp_path / "a.png", "--output-dir", tmp_path / "model")
+    done = command_line(cnn_basic, *words)
+    assert done.code == 1
+    (line,) = (line for line in done.err.splitlines() if "error:" in line)
+    assert "own_predictions.csv and predictions.png cannot be written: " in line
+    (tmp_path / "model" / "predictions.png").rmdir()
+    assert command_line(cnn_basic, *words).code == 0
+    after = contents(tmp_path / "model")
+    assert after.keys() - before.keys() == {Path("own_predictions.csv"), Path("predictions.png")}
+    assert before.items() <= after.items()

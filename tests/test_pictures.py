@@ -6,7 +6,6 @@ from fashion import pictures
 from fashion.data import CLASS_NAMES
 from fashion.evaluation import Evaluation
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,36 +87,8 @@ def test_reliability_is_the_calibration_and_the_coverage(evaluation):
         assert list(line.get_ydata()) == [row.accuracy for row in of.coverage]
 
 
-def test_users_own_style_does_not_show(evaluation, sample, tmp_path):
-    photo = Image.new("RGB", (20, 20), "white")
-    own = pictures.OwnPicture("a.png", photo, np.zeros((28, 28), "uint8"))
-    words = [own], np.eye(10)[:1], CLASS_NAMES
-    pictures.draw_own_pictures(tmp_path / "one.png", *words)
-    with matplotlib.rc_context({"figure.dpi": 30, "figure.facecolor": "red", "font.size": 30}):
-        pictures.draw_own_pictures(tmp_path / "two.png", *words)
-    one, two = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "two"))
-    np.testing.assert_array_equal(one, two)
-
-
-def test_letters_that_no_font_has_are_told_of_once(tmp_path, capfd):
-    photo = Image.new("RGB", (20, 20), "white")
-    own = pictures.OwnPicture("\u1e000.png", photo, np.zeros((28, 28), "uint8"))
-    names = ("\ue123\ue124", "x" * 100, *"abcdefgh")  # of private use
-    pictures.draw_own_pictures(tmp_path / "one.png", [own], np.eye(10)[:1], names)
-    assert capfd.readouterr().err == (
-        "The pictures lack letters of some names: no font here has them\n"
-    )
-    figure = pictures.draw_confusion_matrix(Evaluation(np.eye(10), np.arange(10), names))
-    assert figure.axes[0].get_yticklabels()[1].get_text() == "x" * 19 + "…"
-
-
-def test_names_are_shown_as_they_are_and_many_classes_without_figures(tmp_path):
-    names = tuple(f"$\\{i}$" for i in range(40))  # would be formulas, and wrong ones
-    evaluation = Evaluation(np.eye(40), np.arange(40), names)
-    figure = pictures.draw_confusion_matrix(evaluation)
+def test_many_classes_are_shown_without_figures():
+    names = tuple(map(str, range(40)))
+    figure = pictures.draw_confusion_matrix(Evaluation(np.eye(40), np.arange(40), names))
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == list(names)
     assert not figure.axes[0].texts
-    photo = Image.new("RGB", (20, 20), "white")
-    own = pictures.OwnPicture("$\\x$.png", photo, np.zeros((28, 28), "uint8"))
-    pictures.draw_own_pictures(tmp_path / "own.png", [own], np.eye(40)[30:31], names)
-    assert Image.open(tmp_path / "own.png").width == 1400

@@ -1,0 +1,97 @@
+"""A closer look at a model's answers: training images like its mistakes, a map of the test images.
+
+Both by its embeddings, which tell what it takes for alike.
+"""
+
+from dataclasses import dataclass
+
+from fashion.data import FashionMNIST
+from fashion.drawing import BLUE, GREY, ORANGE, lay_out, put, shortened
+from fashion.embeddings import Answers, Nearest, nearest, project
+from fashion.evaluation import Evaluation
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+MISTAKES, NEAREST = 12, 4
+
+
+@dataclass(frozen=True)
+class CloserLook:
+    """The most confident mistakes on the test images, the nearest training images, embeddings."""
+
+    test: Evaluation
+    mistakes: np.ndarray  # int (M,): rows of the test images
+    nearest: Nearest  # of the training images, to each mistake
+    embeddings: np.ndarray  # float16 (N, units): the test images'
+
+    @classmethod
+    def at(cls, answers: dict[str, Answers], test: Evaluation) -> "CloserLook":
+        """At the answers to the images of each split, by its name, of which `test` is one."""
+        mistakes, embeddings = test.mistakes(MISTAKES), answers["test"].embeddings
+        found = nearest(embeddings[mistakes], answers["train"].embeddings, NEAREST)
+        return cls(test, mistakes, found, embeddings)
+
+    def draw_neighbours(self, data: FashionMNIST) -> Figure:
+        """Each mistake, and beside it the training images that the model takes for most alike."""
+        figure = Figure(figsize=(12, 10.5))
+        figure.suptitle(
+            f"The {len(self.mistakes)} most confident mistakes on {len(self.test.labels):,} test "
+            "images (true → predicted), each with the training images nearest to it: labelled\n"
+            "as it was predicted (blue: is its own label wrong?), as it is labelled (orange: is "
+            "the model wrong?), as neither (grey)",
+            x=0.01,
+            ha="left",
+            fontsize=13,
+        )
+        axes, names = figure.subplots(), [shortened(name) for name in self.test.class_names]
+        lay_out(axes, columns=2 * (NEAREST + 1) + 0.5, rows=MISTAKES / 2)
+        for place, (i, rows) in enumerate(zip(self.mistakes, self.nearest.rows, strict=True)):
+            column, row = place % 2 * (NEAREST + 1.5), place // 2
+            true, predicted = self.test.labels[i], self.test.predicted[i]
+            title = f"{names[true]} →\n{names[predicted]} {self.test.confidence[i]:.0%}\n"
+            title += data.test.title(i)[-20:]
+            put(axes, (column, row), data.test.images[i], title, "black")
+            for k, j in enumerate(rows, start=1):
+                label = data.train.labels[j]
+                colour = {predicted: BLUE, true: ORANGE}.get(label, GREY)
+                title = f"{names[label]}\n{data.train.title(j)[-20:]}"
+                put(axes, (column + k, row), data.train.images[j], title, colour)
+        return figure
+
+    def draw_map(self) -> Figure:
+        """The test images in two dimensions, coloured by class."""
+        points, share = project(self.embeddings, 2)
+        figure = Figure(figsize=(12, 10))
+        axes, names = figure.subplots(), self.test.class_names
+        count = len(names)
+        shades = np.arange(count) if count <= 10 else np.linspace(0, 0.9, count)
+        colours = matplotlib.colormaps["tab10" if count <= 10 else "hsv"](shades)
+        for name, chosen, size, marker, alpha in (
+            ("right", self.test.correct, 6, "o", 0.5),
+            ("wrong", ~self.test.correct, 25, "x", 1),
+        ):
+            axes.scatter(
+                points[chosen, 0],
+                points[chosen, 1],
+                c=colours[self.test.labels[chosen]],
+                s=size,
+                marker=marker,
+                alpha=alpha,
+                linewidths=size / 25,
+                label=name,
+            )
+        for label in np.unique(self.test.labels):
+            x, y = np.median(points[self.test.labels == label], axis=0)
+            box = {"facecolor": "white", "edgecolor": colours[label], "alpha": 0.85, "pad": 2}
+            text = axes.text(x, y, shortened(names[label]), ha="center", va="center", bbox=box)
+            text.set_fontsize(min(11, 150 / count + 4))
+        axes.set_title(
+            f"{len(points):,} test images by what the model's last layer sees of them "
+            f"({self.embeddings.shape[1]} units), coloured by true class"
+        )
+        axes.set(xlabel=f"first principal component (both: {share:.0%} of the variance)")
+        axes.set(ylabel="second principal component", aspect="equal")
+        axes.legend(loc="best", fontsize=11)
+        return figure

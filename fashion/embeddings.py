@@ -1,0 +1,85 @@
+"""What a network makes of images just before its answer, and which images are alike in that."""
+
+from typing import NamedTuple
+
+from fashion import devices
+
+import keras
+import numpy as np
+
+
+class Answers(NamedTuple):
+    """A network's to N images."""
+
+    probabilities: np.ndarray  # float32 (N, classes)
+    embeddings: np.ndarray  # float16 (N, units): what its last layer sees
+
+    @classmethod
+    def of(cls, outputs: np.ndarray, classes: int) -> "Answers":
+        """From what a network of `answering` gives."""
+        return cls(outputs[:, :classes].copy(), outputs[:, classes:].astype("float16"))
+
+
+def answering(network: keras.Model) -> keras.Model:
+    """The same, giving what its last layer sees, too: float32 (N, classes + units)."""
+    both = network.outputs[0], network.layers[-2].output
+    both_float32 = [keras.ops.cast(values, "float32") for values in both]
+    # A Sequential model's `input` would be that of the model which it is a part of.
+    inputs = network.inputs[0] if isinstance(network, keras.Sequential) else network.input
+    return keras.Model(inputs, keras.ops.concatenate(both_float32, axis=1))
+
+
+def answer(
+    network: keras.Model, inputs: np.ndarray, copies: int = 1, batch_size: int = 1000
+) -> Answers:
+    """A network's answers.
+
+    Args:
+        network: inputs → probabilities (N, classes), by the last of its layers.
+        inputs: (copies·N, …).
+        copies: how many there are of each image, all the first ones before all the second ones.
+            The answers to them are averaged.
+        batch_size: for how many inputs at once there is memory.
+    """
+    outputs = devices.predict_in_batches(answering(network), inputs, batch_size)
+    outputs = outputs.reshape(copies, -1, outputs.shape[1]).mean(axis=0)
+    return Answers.of(outputs, network.outputs[0].shape[-1])
+
+
+class Nearest(NamedTuple):
+    """For each of M embeddings, those most like it among N others, the nearest first."""
+
+    rows: np.ndarray  # int (M, count): among the others
+    distances: np.ndarray  # float32 (M, count): Euclidean
+
+
+def nearest(embeddings: np.ndarray, others: np.ndarray, count: int) -> Nearest:
+    """Finds up to `count` of `others`, (N, units), for each of `embeddings`, (M, units)."""
+    embeddings, others = embeddings.astype("float32"), others.astype("float32")
+    # Squared distances, less what is the same for all others; rounded, but enough to sort out most.
+    roughly = np.einsum("ij,ij->i", others, others) - 2 * embeddings @ others.T
+    rows = np.argsort(roughly, axis=1)[:, : 4 * count]
+    distances = np.linalg.norm(others[rows] - embeddings[:, None], axis=2)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    return Nearest(*(np.take_along_axis(values, order, axis=1) for values in (rows, distances)))
+
+
+class Projection(NamedTuple):
+    """N embeddings in fewer dimensions: the directions in which they differ most come first."""
+
+    points: np.ndarray  # float32 (N, dimensions)
+    share: float  # of their variance
+
+
+def project(embeddings: np.ndarray, dimensions: int) -> Projection:
+    """Principal components of embeddings, (N, units); where there are fewer, zeros beside them."""
+    centred = embeddings.astype("float32")
+    centred -= centred.mean(axis=0)
+    variances, directions = np.linalg.eigh(centred.T @ centred)  # the least variance first
+    directions = directions[:, : -dimensions - 1 : -1]
+    # The sign of a direction is chance: here its largest part is positive.
+    directions *= np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
+    points = centred @ directions
+    points = np.pad(points, [(0, 0), (0, dimensions - points.shape[1])])
+    total = variances.sum()
+    return Projection(points, float(variances[-dimensions:].sum() / total) if total > 0 else 1.0)
