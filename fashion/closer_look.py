@@ -3,6 +3,7 @@
 Both by its embeddings, which tell what it takes for alike.
 """
 
+import math
 from dataclasses import dataclass
 
 from fashion.data import FashionMNIST
@@ -70,7 +71,7 @@ class CloserLook:
         colours = matplotlib.colormaps["tab10" if count <= 10 else "hsv"](shades)
         for name, chosen, size, marker, alpha in (
             ("right", self.test.correct, 6, "o", 0.5),
-            ("wrong", ~self.test.correct, 25, "x", 1),
+            ("wrong", ~self.test.correct, 18, "x", 1),
         ):
             axes.scatter(
                 points[chosen, 0],
@@ -79,19 +80,18 @@ class CloserLook:
                 s=size,
                 marker=marker,
                 alpha=alpha,
-                linewidths=size / 25,
+                linewidths=size / 18,
                 label=name,
             )
-        for label in np.unique(self.test.labels):
-            x, y = np.median(points[self.test.labels == label], axis=0)
-            box = {"facecolor": "white", "edgecolor": colours[label], "alpha": 0.85, "pad": 2}
-            text = axes.text(x, y, shortened(names[label]), ha="center", va="center", bbox=box)
-            text.set_fontsize(min(11, 150 / count + 4))
+        for name, colour in zip(names, colours, strict=True):
+            axes.scatter([], [], color=colour, label=shortened(name))
         axes.set_title(
             f"{len(points):,} test images by what the model's last layer sees of them "
             f"({self.embeddings.shape[1]} units), coloured by true class"
         )
         axes.set(xlabel=f"first principal component (both: {share:.0%} of the variance)")
-        axes.set(ylabel="second principal component", aspect="equal")
-        axes.legend(loc="best", fontsize=11)
+        axes.set(ylabel="second principal component")
+        axes.set_aspect("equal", adjustable="datalim")
+        columns = math.ceil((count + 2) / 45)
+        figure.legend(loc="outside right upper", fontsize=11 if count <= 25 else 8, ncols=columns)
         return figure

@@ -110,7 +110,8 @@ def log_closer_look(run: wandb.Run, closer: CloserLook, data: FashionMNIST) -> N
             row += [_enlarged(data.train.images[j]), names[data.train.labels[j]], float(distance)]
             row += [int(data.train.positions[j])]
         neighbours.add_data(*row)
-    points = project(closer.embeddings, PROJECTED[1]).points[: PROJECTED[0]]
+    dimensions = min(PROJECTED[1], closer.embeddings.shape[1])
+    points = project(closer.embeddings, dimensions).points[: PROJECTED[0]]
     projected = wandb.Table(["image", "class", "predicted", "correct", "embedding"])
     for i, point in enumerate(points):
         row = [_enlarged(data.test.images[i]), names[test.labels[i]], names[test.predicted[i]]]

@@ -388,6 +388,11 @@ def offline_run(request, offline_runs) -> Done:
 
 
 @pytest.fixture
+def metrics(offline_run):
+    return offline_run.result.metrics
+
+
+@pytest.fixture
 def wandb_records(offline_run):
     """Summary, {history key: value}, and artifacts by type, of a script's W&B run."""
     history = {}

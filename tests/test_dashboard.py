@@ -4,7 +4,6 @@ import collections
 import gzip
 
 from fashion.data import CLASS_NAMES
-from fashion.embeddings import project
 
 import numpy as np
 import pytest
@@ -112,11 +111,12 @@ def test_wandb_has_what_its_projector_needs(tables, offline_run, sample, metrics
     points = np.array([row["embedding"] for row in rows])
     expected = embeddings_of(offline_run.result.model, sample.test.images)
     assert points.shape[1] == min(50, expected.shape[1])
-    expected -= expected.mean(axis=0)
+    expected = expected - expected.mean(axis=0)
     distances = np.linalg.norm(expected - expected[0], axis=1)
-    share = project(expected, 50).share
-    assert share > 0.9
     shown = np.linalg.norm(points - points[0], axis=1)
-    assert np.corrcoef(shown, distances)[0, 1] > 0.98
+    assert np.corrcoef(shown, distances)[0, 1] > 0.9
     if expected.shape[1] <= 50:
         np.testing.assert_allclose(shown, distances, rtol=0.01, atol=0.02)
+    else:  # as much of their variance as fewer dimensions can have
+        variances = np.linalg.svd(expected, compute_uv=False) ** 2
+        assert np.sum(points**2) == pytest.approx(np.sum(variances[:50]), rel=0.01)

@@ -149,6 +149,8 @@ def test_model_of_something_else_is_an_error(command_line, tmp_path):
 
 def test_files_of_a_run_stay_and_a_failure_leaves_what_was_there(trained, command_line, tmp_path):
     shutil.copytree(trained, tmp_path / "model")
+    for name in "predictions.png", "own_predictions.csv":  # of another test
+        (tmp_path / "model" / name).unlink(missing_ok=True)
     before = contents(tmp_path / "model")
     (tmp_path / "model" / "predictions.png").mkdir()
     saved(tmp_path / "a.png", Image.fromarray(shape()))

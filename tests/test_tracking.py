@@ -19,11 +19,6 @@ from conftest import ROOT, SAMPLE_SIZES, environment
 # --------------------------------------------------------------------------- what it is told
 
 
-@pytest.fixture
-def metrics(offline_run):
-    return offline_run.result.metrics
-
-
 def test_wandb_has_the_options_and_what_the_run_stands_on(offline_run, metrics):
     assert offline_run.wandb.started["project"] == "mine"
     config = offline_run.wandb.summary["config"]
