@@ -81,8 +81,8 @@ class CloserLook:
                 marker=marker,
                 alpha=alpha,
                 linewidths=size / 18,
-                label=name,
             )
+            axes.scatter([], [], color=GREY, marker=marker, label=name)
         for name, colour in zip(names, colours, strict=True):
             axes.scatter([], [], color=colour, label=shortened(name))
         axes.set_title(

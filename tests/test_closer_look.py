@@ -68,7 +68,7 @@ def test_map_has_each_test_image_in_its_classes_colour(sample):
     closer, answers = look(sample, wrong=30)
     figure = closer.draw_map()
     (axes,) = figure.axes
-    right, wrong, *classes = axes.collections
+    right, _, wrong, _, *classes = axes.collections
     points = project(answers["test"].embeddings, 2).points
     names = {to_hex(drawn.get_facecolor()[0][:3]): drawn.get_label() for drawn in classes}
     assert list(names.values()) == list(CLASS_NAMES)  # each has a colour of its own
