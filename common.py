@@ -77,7 +77,9 @@ def to_rgb(images: keras.KerasTensor, size: int) -> keras.KerasTensor:
     """
     gray = keras.layers.Rescaling(1.0, dtype="float32")(images)
     gray = keras.layers.Reshape((*images.shape[1:], 1), dtype="float32")(gray)
-    gray = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")(gray)
+    resize = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")
+    # Unless told otherwise, it has all that follows compute as in training, dropout included.
+    gray = resize(gray, training=False)
     return keras.ops.repeat(gray, 3, axis=-1)
 
 

@@ -158,7 +158,7 @@ def build_standardiser(features: np.ndarray) -> keras.Model:
     some = features[:5000].astype("float32")
     standardise.adapt(np.copysign(np.log1p(np.abs(some)), some))
     inputs = keras.Input(features.shape[1:], dtype="float32", name="features")
-    logarithms = keras.ops.sign(inputs) * keras.ops.log1p(keras.ops.abs(inputs))
+    logarithms = keras.ops.sign(inputs) * keras.ops.log(1 + keras.ops.abs(inputs))
     # A channel that is constant in training has no deviation: without a bound, its values in other
     # images would be millions of deviations, more than float16 can hold.
     outputs = keras.ops.clip(standardise(logarithms), -10, 10)
@@ -179,17 +179,17 @@ def build_classifier(channels: int, classes: int, dropout: float, precision: str
     )
 
 
-def build_head(
-    features: np.ndarray, classes: int, options: Options, precision: str
-) -> keras.Sequential:
+def build_head(features: np.ndarray, classes: int, options: Options, precision: str) -> keras.Model:
     """Standardiser and classifier: the training images' (N, channels) → (N, classes)."""
     standardiser = build_standardiser(features)
     keras.utils.set_random_seed(options.training.seed)  # again: features may be the cache's
     classifier = build_classifier(features.shape[1], classes, options.head.dropout, precision)
-    return keras.Sequential([standardiser, classifier], name="head")
+    # No Sequential: newer Keras versions would warn of the inputs of one that Keras 3.10 saved.
+    inputs = keras.Input(features.shape[1:], dtype="float32", name="features")
+    return keras.Model(inputs, classifier(standardiser(inputs)), name="head")
 
 
-def standardise(head: keras.Sequential, features: dict[str, np.ndarray]) -> None:
+def standardise(head: keras.Model, features: dict[str, np.ndarray]) -> None:
     """Turns each split's features into what the classifier sees, float16 (N, channels).
 
     In place, since they are the bulk of a run's memory.
@@ -201,7 +201,7 @@ def standardise(head: keras.Sequential, features: dict[str, np.ndarray]) -> None
 
 
 def train(
-    head: keras.Sequential, features: dict[str, np.ndarray], patience: int, run: common.Run
+    head: keras.Model, features: dict[str, np.ndarray], patience: int, run: common.Run
 ) -> None:
     """Trains by Adam on smoothed labels, the learning rate falling to 0 as a cosine.
 
@@ -245,7 +245,7 @@ def assemble(
     images, answers = extractors[""].input, []
     for suffix, extractor in extractors.items():
         features = extractor.output if not suffix else extractor(images)
-        seen = [features[f"{name}{suffix}"] for name in names]
+        seen = [keras.ops.cast(features[f"{name}{suffix}"], "float32") for name in names]
         answers.append(head(keras.ops.concatenate(seen, axis=1) if len(seen) > 1 else seen[0]))
     answer = keras.layers.average(answers) if len(answers) > 1 else answers[0]
     return keras.Model(images, answer, name="resnet50_fashion")
