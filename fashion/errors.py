@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+# Set once a library waits for what may never come, as it would at the interpreter's end, too.
+stuck = threading.Event()
+
 
 class UserError(Exception):
     """What the user can put right: the message says what is wrong and what to do."""
@@ -32,6 +35,14 @@ def _terminate(*of: object) -> NoReturn:
     raise Terminated
 
 
+def _end(code: int) -> NoReturn:
+    if stuck.is_set():
+        for stream in sys.stdout, sys.stderr:
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Calls `main` and ends the process: exit code 0; 1 or 2 for an error; 130 for Ctrl-C.
 
@@ -50,15 +61,15 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             main()
         finally:
             sys.stdout.flush()
-        sys.exit(0)
+        _end(0)
     except UserError as error:
         print(f"{script}: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's end would try again
-        sys.exit(141)
+        _end(141)
     except KeyboardInterrupt as error:
         warnings.simplefilter("ignore")  # asyncio's, on what was not awaited within wandb
         terminated = isinstance(error, Terminated)
         print(f"\n{script}: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
-        sys.exit(143 if terminated else 130)
+        _end(143 if terminated else 130)

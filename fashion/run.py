@@ -1,6 +1,7 @@
 """One run, from its options to what it leaves behind: W&B, pictures, report.html, metrics.json."""
 
 import contextlib
+import functools
 import json
 import math
 import tempfile
@@ -19,6 +20,7 @@ from fashion import (
     pictures,
     result_files,
     tracking,
+    upload,
 )
 from fashion.data import FashionMNIST
 from fashion.epochs import Epoch, EpochLog
@@ -104,7 +106,7 @@ class Run:
     ) -> None:
         """Closes the W&B run, if it is open."""
         if self._is_open:
-            self.wandb_run.finish(exit_code=1 if error else None)
+            upload.finish(self.wandb_run, exit_code=1 if error else None)
 
     @contextlib.contextmanager
     def stage(self, name: str, lower: str = "--batch-size") -> Iterator[None]:
@@ -141,8 +143,8 @@ class Run:
         mode = self.options.results.wandb
         self.wandb_run = tracking.start(mode, config=config, **settings)
         self._is_open = True
+        self.wandb_run = upload.carry(self.wandb_run, self._log_inputs)
         self.epoch_log = EpochLog(self.wandb_run, epochs)
-        tracking.log_inputs(self.wandb_run, self.options.script, data)
 
     def save(self, model: keras.Model, probabilities: dict[str, np.ndarray]) -> None:
         """Writes `OUTPUT_FILES`, and the same to W&B, each file whole or not at all.
@@ -164,7 +166,9 @@ class Run:
                 self._write_files(part, evaluations)
                 try:
                     # From here and not from `folder`, which another trial of a sweep may write to.
-                    self._log(part, evaluations)
+                    log = functools.partial(self._log, part, evaluations)
+                    so_far = self._log_inputs, self.epoch_log.repeat
+                    self.wandb_run = upload.carry(self.wandb_run, log, so_far, close=True)
                 finally:  # whatever became of W&B
                     for name in OUTPUT_FILES:
                         (part / name).replace(folder / name)
@@ -227,18 +231,17 @@ class Run:
         path = folder / "report.html"
         path.write_text(page.render(), encoding="utf-8", errors="xmlcharrefreplace")
 
-    def _log(self, folder: Path, evaluations: Evaluations) -> None:
+    def _log_inputs(self, run: wandb.Run) -> None:
+        tracking.log_inputs(run, self.options.script, self.data)
+
+    def _log(self, folder: Path, evaluations: Evaluations, run: wandb.Run) -> None:
         """Sends to W&B what the files of a folder say."""
-        if self.wandb_run.disabled:
+        if run.disabled:
             return
-        tracking.log_evaluations(self.wandb_run, evaluations, self.data.test, self.epoch_log.epochs)
+        tracking.log_evaluations(run, evaluations, self.data.test, self.epoch_log.epochs)
         summary = self._record | {"test": evaluations.test.summary()}  # its tables go as such
         for part in "train", "validation", "test", "parameters", "memory", "seconds":
             for name, value in summary[part].items():
-                self.wandb_run.summary[f"{part}/{name}"] = value
-        tracking.log_files(
-            self.wandb_run, [folder / name for name in pictures.NAMES], folder / "report.html"
-        )
-        tracking.log_model(
-            self.wandb_run, folder / "model.keras", self.options.script, metadata=summary
-        )
+                run.summary[f"{part}/{name}"] = value
+        tracking.log_files(run, [folder / name for name in pictures.NAMES], folder / "report.html")
+        tracking.log_model(run, folder / "model.keras", self.options.script, metadata=summary)

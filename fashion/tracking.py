@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fashion import errors
 from fashion.data import FashionMNIST, Split
 from fashion.epochs import Epoch
 from fashion.errors import UserError
@@ -63,6 +64,7 @@ def start(wanted: str, **settings: Any) -> wandb.Run:
         return wandb.init(mode=mode, settings=wandb.Settings(init_timeout=8), **settings)
     except wandb.Error as error:
         print(f"W&B: not online, so this run stays offline ({str(error).splitlines()[0]})")
+        errors.stuck.set()  # wandb tries on, without an end
         return wandb.init(mode="offline", settings=wandb.Settings(silent=True), **settings)
 
 
