@@ -86,9 +86,11 @@ def in_time(work: Callable[[], object], url: str) -> bool:
     answered = time.monotonic()
     try:
         thread.join(2)
-        while thread.is_alive() and time.monotonic() - answered < PATIENCE:
+        while thread.is_alive():
             if _answers(url):
                 answered = time.monotonic()
+            elif time.monotonic() - answered > PATIENCE:
+                break
             thread.join(1)
     finally:  # of Ctrl-C, too
         if thread.is_alive():

@@ -1,0 +1,60 @@
+"""How long a run waits for W&B's server."""
+
+import threading
+import time
+
+from fashion import errors, upload
+
+import pytest
+import wandb
+from wandb_server import Server
+
+
+@pytest.fixture(autouse=True)
+def stuck(monkeypatch):
+    """`errors.stuck`, of this test alone; nothing is waited for longer than a second."""
+    monkeypatch.setattr(upload, "PATIENCE", 1)
+    monkeypatch.setattr(errors, "stuck", threading.Event())
+    return errors.stuck
+
+
+def test_work_is_done_in_time(stuck):
+    done = []
+    with Server() as server:
+        assert upload.in_time(lambda: done.append(1), server.url)
+    assert done == [1] and not stuck.is_set()
+
+
+def test_work_takes_its_time_while_the_server_answers(stuck):
+    with Server() as server:
+        assert upload.in_time(lambda: time.sleep(5), server.url)
+    assert not stuck.is_set()
+
+
+@pytest.mark.parametrize("fault", ["dies", "hangs", 500, 3.0])
+def test_server_that_does_not_answer_well_is_not_waited_for(fault, stuck):
+    end = threading.Event()
+    start = time.monotonic()
+    with Server(fault) as server:
+        assert not upload.in_time(lambda: end.wait(30), server.url)
+    end.set()
+    assert time.monotonic() - start < 10
+    assert stuck.is_set()
+
+
+def test_wandbs_errors_are_no_end_but_others_are(stuck):
+    def fail(error):
+        raise error
+
+    with Server() as server:
+        assert not upload.in_time(lambda: fail(wandb.Error("no")), server.url)
+        with pytest.raises(OSError, match="disk full"):
+            upload.in_time(lambda: fail(OSError("disk full")), server.url)
+    assert not stuck.is_set()
+
+
+def test_offline_run_is_what_the_work_is_done_with(open_run):
+    did = []
+    run = open_run.wandb_run
+    assert upload.carry(run, did.append, [did.clear], close=True) is run
+    assert did == [run]
