@@ -11,7 +11,8 @@ from fashion import errors
 
 import wandb
 
-PATIENCE = 15  # seconds without an answer
+PATIENCE = 12  # seconds without an answer, of a run in all
+waited = [0.0]  # so many of them so far
 Work = Callable[[wandb.Run], object]
 
 
@@ -83,14 +84,14 @@ def in_time(work: Callable[[], object], url: str) -> bool:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    answered = time.monotonic()
+    since = time.monotonic()
     try:
         thread.join(2)
-        while thread.is_alive():
-            if _answers(url):
-                answered = time.monotonic()
-            elif time.monotonic() - answered > PATIENCE:
-                break
+        while thread.is_alive() and waited[0] < PATIENCE:
+            answers = _answers(url)
+            since, before = time.monotonic(), since
+            if not answers:
+                waited[0] += since - before
             thread.join(1)
     finally:  # of Ctrl-C, too
         if thread.is_alive():
@@ -101,9 +102,12 @@ def in_time(work: Callable[[], object], url: str) -> bool:
 
 
 def _answers(url: str) -> bool:
-    """Whether a server is there and well enough."""
+    """Whether a server is there and well enough to answer the least of questions."""
+    question = urllib.request.Request(
+        f"{url}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"}
+    )
     try:
-        urllib.request.urlopen(url, timeout=2).close()
+        urllib.request.urlopen(question, timeout=2).close()
     except urllib.error.HTTPError as error:
         return error.code < 500
     except (OSError, http.client.HTTPException):

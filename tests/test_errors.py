@@ -96,20 +96,21 @@ def test_any_other_exception_is_a_bug_and_shows_its_traceback():
         errors.run_script(lambda: 1 / 0)
 
 
-CLOSED_PIPE = """
+# `errors` without the package, whose import takes long.
+LOAD = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("errors", sys.argv[1])
 errors = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(errors)
-errors.run_script(lambda: [print(i) for i in range(1_000_000)])
 """
+CLOSED_PIPE = "errors.run_script(lambda: [print(i) for i in range(1_000_000)])"
 
 
 def test_closed_pipe_ends_it_quietly():
     """As `--help | head -1` does."""
-    path = ROOT / "fashion" / "errors.py"  # without the package, whose import takes long
+    path = ROOT / "fashion" / "errors.py"
     process = subprocess.Popen(
-        [sys.executable, "-c", CLOSED_PIPE, path],
+        [sys.executable, "-c", LOAD + CLOSED_PIPE, path],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -134,3 +135,21 @@ def test_terminal_that_lacks_a_character_gets_its_number(monkeypatch):
         errors.run_script(main)
     assert b"224\\xd7224 \\u2026\n" in written.getvalue()
     assert b"error: no \\u201cweights\\u201d\n" in written.getvalue()
+
+
+STUCK = """
+import atexit, time
+atexit.register(time.sleep, 100)
+def main():
+    errors.stuck.set()
+    print("all of it", end="")
+    raise errors.UserError("no")
+errors.run_script(main)
+"""
+
+
+def test_library_that_is_stuck_is_not_waited_for():
+    path = ROOT / "fashion" / "errors.py"
+    command = [sys.executable, "-c", LOAD + STUCK, path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "all of it", "-c: error: no\n")

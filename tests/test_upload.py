@@ -14,6 +14,7 @@ from wandb_server import Server
 def stuck(monkeypatch):
     """`errors.stuck`, of this test alone; nothing is waited for longer than a second."""
     monkeypatch.setattr(upload, "PATIENCE", 1)
+    monkeypatch.setattr(upload, "waited", [0.0])
     monkeypatch.setattr(errors, "stuck", threading.Event())
     return errors.stuck
 
@@ -40,6 +41,16 @@ def test_server_that_does_not_answer_well_is_not_waited_for(fault, stuck):
     end.set()
     assert time.monotonic() - start < 10
     assert stuck.is_set()
+
+
+def test_patience_is_the_whole_runs(monkeypatch, stuck):
+    monkeypatch.setattr(upload, "PATIENCE", 8)
+    with Server("hangs") as server:
+        assert upload.in_time(lambda: time.sleep(4), server.url)
+        assert 2 < upload.waited[0] < 8
+        start = time.monotonic()
+        assert not upload.in_time(lambda: time.sleep(15), server.url)
+    assert time.monotonic() - start < 8
 
 
 def test_wandbs_errors_are_no_end_but_others_are(stuck):
