@@ -125,10 +125,12 @@ class Server:
         return {"serverInfo": {"features": []}}
 
     def on_ProbeServerCapabilities(self) -> dict:  # of wandb 0.21
-        types = {"QueryType": "serverInfo", "ServerInfoType": "cliVersionInfo"}
-        return {"MutationType": {"fields": []}} | {
-            name: {"fields": [{"name": known}]} for name, known in types.items()
+        types = {
+            "QueryType": "serverInfo",
+            "ServerInfoType": "cliVersionInfo",
+            "MutationType": "createRunFiles",
         }
+        return {name: {"fields": [{"name": known}]} for name, known in types.items()}
 
     def on_InputFields(self, **of: object) -> dict:
         names = (
@@ -170,7 +172,7 @@ class Server:
         number = str(len(self.artifacts))
         self.artifacts[number] = Artifact(
             type=asked["artifactTypeName"],
-            name=asked["artifactCollectionName"],
+            name=asked.get("artifactCollectionName") or asked["artifactCollectionNames"][0],
             digest=asked["digest"],
             run=asked.get("runName"),
             metadata=json.loads(asked.get("metadata") or "{}"),
@@ -188,7 +190,7 @@ class Server:
         specs = asked.get("input", {}).get("artifactFiles") or asked.get("artifactFiles")
         nodes = [
             {
-                "name": spec["name"],
+                "displayName": spec["name"],
                 "storagePath": spec["name"],
                 "uploadUrl": self.url_of("artifact", spec["artifactID"], spec["name"]),
                 "uploadHeaders": [],
