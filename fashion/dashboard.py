@@ -15,6 +15,18 @@ import wandb
 PROJECTED = 1000, 50
 
 
+def log(
+    run: wandb.Run,
+    evaluations: Evaluations,
+    closer: CloserLook,
+    data: FashionMNIST,
+    epochs: list[Epoch],
+) -> None:
+    """Logs the charts and tables that show how good the model is and where it is wrong."""
+    log_evaluations(run, evaluations, data.test, epochs)
+    log_closer_look(run, closer, data)
+
+
 def log_evaluations(
     run: wandb.Run, evaluations: Evaluations, images: Split, epochs: list[Epoch]
 ) -> None:

@@ -37,10 +37,7 @@ class EpochLog(keras.callbacks.Callback):
         self.run = run
         self.epochs = list(epochs)
         self.advice = "try a lower --learning-rate"  # when the loss is no longer a number
-        run.define_metric("epoch/epoch")
-        run.define_metric("epoch/*", step_metric="epoch/epoch")
-        run.define_metric("best/val_accuracy", step_metric="epoch/epoch")
-        run.define_metric("epoch/val_accuracy", step_metric="epoch/epoch", summary="max,last")
+        self._define(run)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Notes when, and at which learning rate, the epoch begins."""
@@ -65,12 +62,33 @@ class EpochLog(keras.callbacks.Callback):
             if not math.isfinite(loss):
                 raise UserError(f"the loss in epoch {epoch + 1} is {loss}: {self.advice}")
         self.epochs.append(row)
-        # Sweeps can maximise what is logged, not the maximum of what is logged.
-        best = {"best/val_accuracy": self.best.val_accuracy}
-        self.run.log({f"epoch/{name}": value for name, value in asdict(row).items()} | best)
-        self.run.summary["best/epoch"] = self.best.epoch
+        self._log(self.run, self.epochs)
+
+    def repeat(self, run: wandb.Run) -> None:
+        """Sends all epochs so far to another run."""
+        self._define(run)
+        for i in range(len(self.epochs)):
+            self._log(run, self.epochs[: i + 1])
 
     @property
     def best(self) -> Epoch:
         """The (first) epoch with the best validation accuracy."""
-        return max(self.epochs, key=lambda row: row.val_accuracy)
+        return _best(self.epochs)
+
+    def _define(self, run: wandb.Run) -> None:
+        run.define_metric("epoch/epoch")
+        run.define_metric("epoch/*", step_metric="epoch/epoch")
+        run.define_metric("best/val_accuracy", step_metric="epoch/epoch")
+        run.define_metric("epoch/val_accuracy", step_metric="epoch/epoch", summary="max,last")
+
+    def _log(self, run: wandb.Run, epochs: list[Epoch]) -> None:
+        """Sends the last of some epochs."""
+        best = _best(epochs)
+        # Sweeps can maximise what is logged, not the maximum of what is logged.
+        values = {f"epoch/{name}": value for name, value in asdict(epochs[-1]).items()}
+        run.log(values | {"best/val_accuracy": best.val_accuracy})
+        run.summary["best/epoch"] = best.epoch
+
+
+def _best(epochs: list[Epoch]) -> Epoch:
+    return max(epochs, key=lambda row: row.val_accuracy)

@@ -36,8 +36,9 @@ def _terminate(*of: object) -> NoReturn:
 def end(code: int) -> NoReturn:
     """Ends the process, in which all is closed, at once.
 
-    The interpreter would first take apart, for a second, what TensorFlow and Keras have made; and
-    where a thread of TensorFlow's is still in the midst of an epoch, that may crash.
+    The interpreter would first take apart, for a second, what TensorFlow and Keras have made, and
+    may crash where a thread of TensorFlow's is still in the midst of an epoch. And W&B would wait
+    for a server that may never answer.
     """
     for stream in sys.stdout, sys.stderr:
         with contextlib.suppress(OSError):  # nobody reads it any more

@@ -1,6 +1,7 @@
 """One run, from its options to what it leaves behind: W&B, pictures, report.html, metrics.json."""
 
 import contextlib
+import functools
 import json
 import math
 import tempfile
@@ -20,6 +21,7 @@ from fashion import (
     pictures,
     result_files,
     tracking,
+    upload,
 )
 from fashion.closer_look import CloserLook
 from fashion.data import FashionMNIST
@@ -106,7 +108,7 @@ class Run:
     ) -> None:
         """Closes the W&B run, if it is open."""
         if self._is_open:
-            self.wandb_run.finish(exit_code=1 if error else None)
+            upload.finish(self.wandb_run, exit_code=1 if error else None)
 
     @contextlib.contextmanager
     def stage(self, name: str, lower: str = "--batch-size") -> Iterator[None]:
@@ -143,8 +145,9 @@ class Run:
         mode = self.options.results.wandb
         self.wandb_run = tracking.start(mode, config=config, **settings)
         self._is_open = True
+        self._log_inputs = functools.partial(tracking.log_inputs, self.options.script, data)
+        self.wandb_run = upload.carry(self.wandb_run, self._log_inputs)
         self.epoch_log = EpochLog(self.wandb_run, epochs)
-        tracking.log_inputs(self.wandb_run, self.options.script, data)
 
     def save(self, model: keras.Model, answers: dict[str, Answers]) -> None:
         """Writes `OUTPUT_FILES`, and the same to W&B, each file whole or not at all.
@@ -167,7 +170,9 @@ class Run:
                 self._write_files(part, evaluations, closer)
                 try:
                     # From here and not from `folder`, which another trial of a sweep may write to.
-                    self._log(part, evaluations, closer)
+                    log = functools.partial(self._log, part, evaluations, closer)
+                    so_far = self._log_inputs, self.epoch_log.repeat
+                    self.wandb_run = upload.carry(self.wandb_run, log, so_far, close=True)
                 finally:  # whatever became of W&B
                     for name in OUTPUT_FILES:
                         (part / name).replace(folder / name)
@@ -229,21 +234,15 @@ class Run:
         path = folder / "report.html"
         path.write_text(page.render(), encoding="utf-8", errors="xmlcharrefreplace")
 
-    def _log(self, folder: Path, evaluations: Evaluations, closer: CloserLook) -> None:
-        """Sends to W&B what the files of a folder say."""
-        if self.wandb_run.disabled:
+    def _log(
+        self, folder: Path, evaluations: Evaluations, closer: CloserLook, run: wandb.Run
+    ) -> None:
+        if run.disabled:
             return
-        dashboard.log_evaluations(
-            self.wandb_run, evaluations, self.data.test, self.epoch_log.epochs
-        )
-        dashboard.log_closer_look(self.wandb_run, closer, self.data)
+        dashboard.log(run, evaluations, closer, self.data, self.epoch_log.epochs)
         summary = self._record | {"test": evaluations.test.summary()}  # its tables go as such
         for part in "train", "validation", "test", "parameters", "memory", "seconds":
             for name, value in summary[part].items():
-                self.wandb_run.summary[f"{part}/{name}"] = value
-        tracking.log_files(
-            self.wandb_run, [folder / name for name in pictures.NAMES], folder / "report.html"
-        )
-        tracking.log_model(
-            self.wandb_run, folder / "model.keras", self.options.script, metadata=summary
-        )
+                run.summary[f"{part}/{name}"] = value
+        tracking.log_files(run, [folder / name for name in pictures.NAMES], folder / "report.html")
+        tracking.log_model(run, folder / "model.keras", self.options.script, metadata=summary)

@@ -75,7 +75,7 @@ def _has_wandb_key(base_url: str) -> bool:
     return False
 
 
-def log_inputs(run: wandb.Run, script: str, data: FashionMNIST) -> None:
+def log_inputs(script: str, data: FashionMNIST, run: wandb.Run) -> None:
     """Logs the code that runs, and the data set as digests and source without its images.
 
     Raises:

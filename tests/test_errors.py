@@ -61,13 +61,13 @@ def terminate_twice():
 
 
 # Loads the room without the package, whose import takes long.
-ALONE = """
+LOAD = """
 import atexit, importlib.util, signal, sys, time
 spec = importlib.util.spec_from_file_location("errors", sys.argv[1])
 errors = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(errors)
 """
-INTERRUPTED = f"""{ALONE}
+INTERRUPTED = """
 def main():
     print("begun")
     try:
@@ -90,9 +90,9 @@ errors.run_script(main)
 def test_signal_ends_it_at_once_when_all_is_closed(sent, code, word):
     """`timeout` sends SIGTERM twice."""
     if sent == signal.SIGINT:
-        program = INTERRUPTED.replace("signal.raise_signal(signal.SIGTERM)", "pass")
+        program = LOAD + INTERRUPTED.replace("signal.raise_signal(signal.SIGTERM)", "pass")
     else:
-        program = INTERRUPTED
+        program = LOAD + INTERRUPTED
     done = subprocess.run(
         [sys.executable, "-c", program, ROOT / "fashion" / "errors.py", str(int(sent))],
         capture_output=True,
@@ -133,16 +133,14 @@ def test_any_other_exception_is_a_bug_and_shows_its_traceback():
         errors.run_script(lambda: 1 / 0)
 
 
-CLOSED_PIPE = f"""{ALONE}
-errors.run_script(lambda: [print(i) for i in range(1_000_000)])
-"""
+CLOSED_PIPE = "errors.run_script(lambda: [print(i) for i in range(1_000_000)])"
 
 
 def test_closed_pipe_ends_it_quietly():
     """As `--help | head -1` does."""
-    path = ROOT / "fashion" / "errors.py"  # without the package, whose import takes long
+    path = ROOT / "fashion" / "errors.py"
     process = subprocess.Popen(
-        [sys.executable, "-c", CLOSED_PIPE, path],
+        [sys.executable, "-c", LOAD + CLOSED_PIPE, path],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -167,3 +165,20 @@ def test_terminal_that_lacks_a_character_gets_its_number(monkeypatch):
         errors.run_script(main)
     assert b"224\\xd7224 \\u2026\n" in written.getvalue()
     assert b"error: no \\u201cweights\\u201d\n" in written.getvalue()
+
+
+AT_EXIT = """
+import atexit, time
+atexit.register(time.sleep, 100)
+def main():
+    print("all of it", end="")
+    raise errors.UserError("no")
+errors.run_script(main)
+"""
+
+
+def test_library_that_would_wait_at_the_end_is_not_waited_for():
+    path = ROOT / "fashion" / "errors.py"
+    command = [sys.executable, "-c", LOAD + AT_EXIT, path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "all of it", "-c: error: no\n")

@@ -216,7 +216,7 @@ def test_folder_in_a_hint_can_be_pasted(no_credentials, monkeypatch):
 def test_disabled_run_takes_everything_and_leaves_nothing(start, sample, tmp_path):
     run = start("disabled")
     assert run.disabled
-    tracking.log_inputs(run, "cnn_basic", sample)
+    tracking.log_inputs("cnn_basic", sample, run)
     assert tracking.ways_to_look(run) == []
     run.finish()
     assert not list(tmp_path.iterdir())
@@ -245,7 +245,7 @@ def test_folder_that_cannot_be_written_to_is_an_error(start, sample, tmp_path, m
     (tmp_path / "nowhere").touch()
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "nowhere" / "data"))
     with pytest.raises(UserError, match=r"^W&B: "):
-        tracking.log_inputs(run, "cnn_basic", sample)
+        tracking.log_inputs("cnn_basic", sample, run)
 
 
 def test_trial_of_a_sweep_logs_no_model(open_run, tmp_path, monkeypatch):
