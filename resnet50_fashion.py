@@ -245,6 +245,7 @@ def assemble(
     images, answers = extractors[""].input, []
     for suffix, extractor in extractors.items():
         features = extractor.output if not suffix else extractor(images)
+        # LiteRT cannot put float16 values side by side.
         seen = [keras.ops.cast(features[f"{name}{suffix}"], "float32") for name in names]
         answers.append(head(keras.ops.concatenate(seen, axis=1) if len(seen) > 1 else seen[0]))
     answer = keras.layers.average(answers) if len(answers) > 1 else answers[0]
