@@ -253,7 +253,7 @@ def assemble(
 
 
 def evaluate(
-    head: keras.Sequential, features: dict[str, np.ndarray], run: common.Run
+    head: keras.Model, features: dict[str, np.ndarray], run: common.Run
 ) -> dict[str, Answers]:
     """The answers to each split's images, from their standardised features."""
     classifier = head.get_layer("classifier")

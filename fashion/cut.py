@@ -31,7 +31,7 @@ class Cut:
             )
         return cls(backbone, names, backbone.blocks[end - blocks])
 
-    def split(self, head: keras.Sequential) -> tuple[keras.Model, keras.Model]:
+    def split(self, head: keras.Model) -> tuple[keras.Model, keras.Model]:
         """The whole network in two parts, the upper one with the weights of `head` itself.
 
         Returns:
@@ -63,7 +63,7 @@ class Cut:
         name = f"activations-{self.backbone.blocks.index(self.block):02}"
         return keras.Model(folded.input, values, name=name)
 
-    def _upper(self, values: dict[str, keras.KerasTensor], head: keras.Sequential) -> keras.Model:
+    def _upper(self, values: dict[str, keras.KerasTensor], head: keras.Model) -> keras.Model:
         network, stages = self.backbone.network, self._stages(above=True)
         inputs = {k: keras.Input(v.shape[1:], dtype="float16", name=k) for k, v in values.items()}
         original = keras.Model(

@@ -79,7 +79,7 @@ class FineTuning:
         return self.checkpoint if self.checkpoint.has_begun else None
 
     def train(
-        self, head: keras.Sequential, folder: Path, run: Run
+        self, head: keras.Model, folder: Path, run: Run
     ) -> tuple[keras.Model, dict[str, Answers]]:
         """Trains, from where the checkpoint is: the whole model, and its answers by split.
 
