@@ -17,7 +17,8 @@ def embeddings_of(model, images):
     if model.name == "resnet50_fashion":
         head = model.get_layer("head")
         *body, _ = head.get_layer("classifier").layers
-        values = keras.Model(model.input, head.input).predict(images, verbose=0)
+        before = model.layers[model.layers.index(head) - 1]
+        values = keras.Model(model.input, before.output).predict(images, verbose=0)
         values = head.get_layer("standardiser")(values)
     else:
         *body, _ = model.layers
