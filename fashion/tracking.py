@@ -92,9 +92,11 @@ def log_inputs(script: str, data: FashionMNIST, run: wandb.Run) -> None:
                     copy.parent.mkdir(exist_ok=True)
                     shutil.copy(path, copy)
             run.log_code(folder, f"source-{script}", include_fn=lambda path: True)
-        artifact = wandb.Artifact(data.slug, type="dataset", metadata=data.record())
-        with artifact.new_file("SHA256SUMS") as file:
-            file.writelines(f"{digest}  {name}\n" for name, digest in data.sha256.items())
+            # Not by `new_file`, which W&B 0.21 leaves where no upload finds it after this process.
+            sums = Path(folder) / "SHA256SUMS"
+            sums.write_text("".join(f"{hash}  {name}\n" for name, hash in data.sha256.items()))
+            artifact = wandb.Artifact(data.slug, type="dataset", metadata=data.record())
+            artifact.add_file(str(sums))
         run.log_artifact(artifact)
     except OSError as error:
         raise UserError(f"W&B: {error}") from None
