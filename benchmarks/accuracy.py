@@ -82,6 +82,11 @@ def parse_options() -> argparse.Namespace:
         help="keeps figures and features (default: %(default)s)",
     )
     parser.add_argument("--weights", default="imagenet", help="as resnet50_fashion.py's")
+    parser.add_argument(
+        "--untimed",
+        action="store_true",
+        help="keep no times of what runs now: the machine does other work, too",
+    )
     options, options.more = parser.parse_known_args()
     if "textbook" in options.rows and [w for w in options.more[::2] if w != "--data-dir"]:
         parser.error(f"textbook.py does not take {' '.join(options.more)}: choose other --rows")
@@ -110,6 +115,8 @@ def measure(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             shutil.rmtree(options.work / row, ignore_errors=True)
         first = not (options.work / row).exists()
         figures = {"first": first} | run(script, arguments, kept.with_suffix(".log"))
+    if options.untimed:
+        figures["seconds"] = None
     result = {"arguments": arguments, **figures, "date": str(datetime.date.today())}
     part = kept.with_suffix(".incomplete")
     part.write_text(json.dumps(result, indent=2) + "\n")
@@ -180,10 +187,11 @@ def percent(results: list[dict[str, Any]], split: str) -> str:
 
 
 def minutes(results: list[dict[str, Any]]) -> str:
-    """The median of whole commands."""
-    if not results:
+    """The median of whole commands, as far as they were timed."""
+    times = [result["seconds"] for result in results if result["seconds"]]
+    if not times:
         return "–"
-    seconds = statistics.median(result["seconds"] for result in results)
+    seconds = statistics.median(times)
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -201,7 +209,11 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         times = {
             first: statistics.median(times)
             for first in (True, False)
-            if (times := [run["seconds"] / 60 for run in runs if run["first"] is first])
+            if (
+                times := [
+                    run["seconds"] / 60 for run in runs if run["first"] is first and run["seconds"]
+                ]
+            )
         }
         colour = axes.plot(list(times.values()), [mean] * len(times), ":", zorder=1)[0].get_color()
         for first, time_ in times.items():
@@ -260,7 +272,7 @@ def main() -> None:
         "",
         f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))} (of one seed: "
         "with the test images' 95 % interval); times of whole commands (the first from an empty "
-        "cache, the later ones' median), the largest peak memory; "
+        "cache, the later ones' median) while the machine did nothing else, the largest peak memory; "
         f"{'; '.join(sorted(versions))}; weights {Path(options.weights).name}; "
         f"{' to '.join(sorted({dates[0], dates[-1]}))}; `python benchmarks/accuracy.py "
         f"{' '.join([*rows, '--seeds', *map(str, options.seeds), *options.more])}`*",
