@@ -131,6 +131,12 @@ def test_percent_is_mean_and_deviation_of_a_sample_or_one_with_its_interval(accu
     assert accuracy.percent(results[:1], "test") == "91.00 % (89.0 to 94.0)"
 
 
+def test_minutes_are_those_of_timed_runs(accuracy):
+    runs = [{"seconds": seconds} for seconds in (90, None, 100)]
+    assert accuracy.minutes(runs) == "95 s"
+    assert accuracy.minutes(runs[1:2]) == accuracy.minutes([]) == "–"
+
+
 @pytest.mark.slow
 def test_own_classes(tmp_path):
     run(tmp_path, "own_classes.py", "--counts", 6, "--seeds", 0, "--output", tmp_path / "table.md")
