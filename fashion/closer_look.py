@@ -29,7 +29,7 @@ class CloserLook:
 
     @classmethod
     def at(cls, answers: dict[str, Answers], test: Evaluation) -> "CloserLook":
-        """At the answers to the images of each split, by its name, of which `test` is one."""
+        """From the answers to the images of each split, and the evaluation of the test images."""
         mistakes, embeddings = test.mistakes(MISTAKES), answers["test"].embeddings
         found = nearest(embeddings[mistakes], answers["train"].embeddings, NEAREST)
         return cls(test, mistakes, found, embeddings)

@@ -41,9 +41,13 @@ def answer(
             The answers to them are averaged.
         batch_size: for how many inputs at once there is memory.
     """
-    outputs = devices.predict_in_batches(answering(network), inputs, batch_size)
-    outputs = outputs.reshape(copies, -1, outputs.shape[1]).mean(axis=0)
-    return Answers.of(outputs, network.outputs[0].shape[-1])
+    asked, classes, parts = answering(network), network.outputs[0].shape[-1], []
+    every_copy = np.split(inputs, copies)
+    for start in range(0, len(every_copy[0]), 10_000):  # in float32, all would be twice as large
+        some = (copy[start : start + 10_000] for copy in every_copy)
+        outputs = [devices.predict_in_batches(asked, copy, batch_size) for copy in some]
+        parts.append(Answers.of(np.mean(outputs, axis=0), classes))
+    return Answers(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 class Nearest(NamedTuple):
