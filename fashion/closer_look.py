@@ -3,7 +3,6 @@
 Both by its embeddings, which tell what it takes for alike.
 """
 
-import math
 from dataclasses import dataclass
 
 from fashion.data import FashionMNIST
@@ -39,25 +38,25 @@ class CloserLook:
         figure = Figure(figsize=(12, 10.5))
         figure.suptitle(
             f"The {len(self.mistakes)} most confident mistakes on {len(self.test.labels):,} test "
-            "images (true → predicted), each with the training images nearest to it: labelled\n"
-            "as it was predicted (blue: is its own label wrong?), as it is labelled (orange: is "
-            "the model wrong?), as neither (grey)",
+            "images (true → predicted), and the training images nearest to each\nBlue: with the "
+            "label that was predicted (is the mistake's own wrong?); orange: with the mistake's "
+            "own (is the model wrong?)",
             x=0.01,
             ha="left",
             fontsize=13,
         )
-        axes, names = figure.subplots(), [shortened(name) for name in self.test.class_names]
+        axes, names = figure.subplots(), [shortened(name, 13) for name in self.test.class_names]
         lay_out(axes, columns=2 * (NEAREST + 1) + 0.5, rows=MISTAKES / 2)
         for place, (i, rows) in enumerate(zip(self.mistakes, self.nearest.rows, strict=True)):
             column, row = place % 2 * (NEAREST + 1.5), place // 2
             true, predicted = self.test.labels[i], self.test.predicted[i]
             title = f"{names[true]} →\n{names[predicted]} {self.test.confidence[i]:.0%}\n"
-            title += data.test.title(i)[-20:]
+            title += data.test.title(i)[-13:]
             put(axes, (column, row), data.test.images[i], title, "black")
             for k, j in enumerate(rows, start=1):
                 label = data.train.labels[j]
                 colour = {predicted: BLUE, true: ORANGE}.get(label, GREY)
-                title = f"{names[label]}\n{data.train.title(j)[-20:]}"
+                title = f"{names[label]}\n{data.train.title(j)[-13:]}"
                 put(axes, (column + k, row), data.train.images[j], title, colour)
         return figure
 
@@ -82,9 +81,10 @@ class CloserLook:
                 alpha=alpha,
                 linewidths=size / 18,
             )
-            axes.scatter([], [], color=GREY, marker=marker, label=name)
-        for name, colour in zip(names, colours, strict=True):
-            axes.scatter([], [], color=colour, label=shortened(name))
+            axes.scatter([], [], color="black", marker=marker, label=name)
+        if count <= 40:  # there is room for no more names
+            for name, colour in zip(names, colours, strict=True):
+                axes.scatter([], [], color=colour, label=shortened(name))
         axes.set_title(
             f"{len(points):,} test images by what the model's last layer sees of them "
             f"({self.embeddings.shape[1]} units), coloured by true class"
@@ -92,6 +92,5 @@ class CloserLook:
         axes.set(xlabel=f"first principal component (both: {share:.0%} of the variance)")
         axes.set(ylabel="second principal component")
         axes.set_aspect("equal", adjustable="datalim")
-        columns = math.ceil((count + 2) / 45)
-        figure.legend(loc="outside right upper", fontsize=11 if count <= 25 else 8, ncols=columns)
+        figure.legend(loc="outside right upper", fontsize=11 if count <= 25 else 8)
         return figure

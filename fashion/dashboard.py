@@ -22,7 +22,7 @@ def log(
     data: FashionMNIST,
     epochs: list[Epoch],
 ) -> None:
-    """Logs the charts and tables that show how good the model is and where it is wrong."""
+    """Logs all of them."""
     log_evaluations(run, evaluations, data.test, epochs)
     log_closer_look(run, closer, data)
 

@@ -47,9 +47,9 @@ def our_style() -> Iterator[None]:
             )
 
 
-def shortened(name: str) -> str:
+def shortened(name: str, length: int = 20) -> str:
     """As long as there is room for."""
-    return name if len(name) <= 20 else f"{name[:19]}…"
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def lay_out(axes: Axes, columns: float, rows: float) -> None:

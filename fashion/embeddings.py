@@ -17,7 +17,9 @@ class Answers(NamedTuple):
     @classmethod
     def of(cls, outputs: np.ndarray, classes: int) -> "Answers":
         """From what a network of `answering` gives."""
-        return cls(outputs[:, :classes].copy(), outputs[:, classes:].astype("float16"))
+        largest = np.finfo("float16").max
+        embeddings = outputs[:, classes:].clip(-largest, largest).astype("float16")
+        return cls(outputs[:, :classes].copy(), embeddings)
 
 
 def answering(network: keras.Model) -> keras.Model:
@@ -59,7 +61,8 @@ class Nearest(NamedTuple):
 
 def nearest(embeddings: np.ndarray, others: np.ndarray, count: int) -> Nearest:
     """Finds up to `count` of `others`, (N, units), for each of `embeddings`, (M, units)."""
-    embeddings, others = embeddings.astype("float32"), others.astype("float32")
+    middle = others.mean(axis=0, dtype="float32")
+    embeddings, others = embeddings - middle, others - middle
     # Squared distances, less what is the same for all others; rounded, but enough to sort out most.
     roughly = np.einsum("ij,ij->i", others, others) - 2 * embeddings @ others.T
     rows = np.argsort(roughly, axis=1)[:, : 4 * count]

@@ -1,6 +1,7 @@
 """What the user can put right, and how a script ends."""
 
 import contextlib
+import gc
 import io
 import os
 import signal
@@ -10,6 +11,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+# Set once a library waits for what may never come, as it would at the interpreter's end, too.
+stuck = threading.Event()
 
 
 class UserError(Exception):
@@ -33,13 +37,11 @@ def _terminate(*of: object) -> NoReturn:
     raise Terminated
 
 
-def end(code: int) -> NoReturn:
-    """Ends the process, in which all is closed, at once.
-
-    The interpreter would first take apart, for a second, what TensorFlow and Keras have made, and
-    may crash where a thread of TensorFlow's is still in the midst of an epoch. And W&B would wait
-    for a server that may never answer.
-    """
+def end(code: int, at_once: bool = False) -> NoReturn:
+    """Ends the process; at once, without the interpreter's own end, if asked or `stuck`."""
+    if not at_once and not stuck.is_set():
+        gc.freeze()  # or, for a second, it would look through all that TensorFlow and Keras made
+        sys.exit(code)
     for stream in sys.stdout, sys.stderr:
         with contextlib.suppress(OSError):  # nobody reads it any more
             stream.flush()
@@ -69,9 +71,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         print(f"{script}: error: {error}", file=sys.stderr)
         end(error.exit_code)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's end would try again
         end(141)
     except KeyboardInterrupt as error:
         warnings.simplefilter("ignore")  # asyncio's, on what was not awaited within wandb
         terminated = isinstance(error, Terminated)
         print(f"\n{script}: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
-        end(143 if terminated else 130)
+        # A thread of TensorFlow's may be in the midst of an epoch, and the interpreter's end crash.
+        end(143 if terminated else 130, at_once=True)

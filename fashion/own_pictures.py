@@ -117,7 +117,7 @@ def save(
     Args:
         folder: gets them.
         own: N pictures.
-        probabilities: (N, classes), a column for each class in the table.
+        probabilities: (N, classes), in the table a column for each class: "p(Coat)".
         class_names: the classes'.
 
     Raises:
@@ -128,7 +128,7 @@ def save(
             part = Path(temporary)
             with open(part / TABLE, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
-                writer.writerow(["file", "predicted", *class_names])
+                writer.writerow(["file", "predicted", *(f"p({name})" for name in class_names)])
                 for picture, row in zip(own, probabilities, strict=True):
                     writer.writerow([picture.name, class_names[row.argmax()], *row])
             with our_style():

@@ -172,7 +172,8 @@ class Run:
                     # From here and not from `folder`, which another trial of a sweep may write to.
                     log = functools.partial(self._log, part, evaluations, closer)
                     so_far = self._log_inputs, self.epoch_log.repeat
-                    self.wandb_run = upload.carry(self.wandb_run, log, so_far, close=True)
+                    size = sum(path.stat().st_size for path in part.iterdir())
+                    self.wandb_run = upload.carry(self.wandb_run, log, so_far, size)
                 finally:  # whatever became of W&B
                     for name in OUTPUT_FILES:
                         (part / name).replace(folder / name)
@@ -236,13 +237,14 @@ class Run:
 
     def _log(
         self, folder: Path, evaluations: Evaluations, closer: CloserLook, run: wandb.Run
-    ) -> None:
+    ) -> wandb.Artifact | None:
         if run.disabled:
-            return
+            return None
         dashboard.log(run, evaluations, closer, self.data, self.epoch_log.epochs)
         summary = self._record | {"test": evaluations.test.summary()}  # its tables go as such
         for part in "train", "validation", "test", "parameters", "memory", "seconds":
             for name, value in summary[part].items():
                 run.summary[f"{part}/{name}"] = value
         tracking.log_files(run, [folder / name for name in pictures.NAMES], folder / "report.html")
-        tracking.log_model(run, folder / "model.keras", self.options.script, metadata=summary)
+        model = folder / "model.keras"
+        return tracking.log_model(run, model, self.options.script, metadata=summary)

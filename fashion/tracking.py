@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fashion import errors
 from fashion.data import FashionMNIST
 from fashion.errors import UserError
 
@@ -60,6 +61,8 @@ def start(wanted: str, **settings: Any) -> wandb.Run:
         return wandb.init(mode=mode, settings=wandb.Settings(init_timeout=8), **settings)
     except wandb.Error as error:
         print(f"W&B: not online, so this run stays offline ({str(error).splitlines()[0]})")
+        errors.stuck.set()  # wandb tries on, without an end
+        wandb.teardown()  # or it would find the id of a run that is resumed taken
         return wandb.init(mode="offline", settings=wandb.Settings(silent=True), **settings)
 
 
@@ -108,17 +111,19 @@ def log_files(run: wandb.Run, pictures: Iterable[Path], page: Path) -> None:
     run.log(images | {"report/page": wandb.Html(str(page), inject=False)})
 
 
-def log_model(run: wandb.Run, path: Path, name: str, metadata: dict[str, object]) -> None:
-    """Logs the model as an artifact.
+def log_model(
+    run: wandb.Run, path: Path, name: str, metadata: dict[str, object]
+) -> wandb.Artifact | None:
+    """Logs the model as an artifact, which it returns.
 
     A sweep's trials log no model: hundreds of them would be uploaded for the one that is best,
     and that one's options make it again.
     """
     if run.sweep_id:
-        return
+        return None
     artifact = wandb.Artifact(name, type="model", metadata=metadata)
     artifact.add_file(str(path), skip_cache=True)
-    run.log_artifact(artifact)
+    return run.log_artifact(artifact)
 
 
 def viewer(version: str) -> str | None:

@@ -1,21 +1,25 @@
 """How long a run waits for W&B's server, and what it does without: W&B itself may wait for days."""
 
 import http.client
+import secrets
+import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 
+from fashion import errors
+
 import wandb
 
 PATIENCE = 12  # seconds without an answer, of a run in all
 waited = [0.0]  # so many of them so far
-Work = Callable[[wandb.Run], object]
+Work = Callable[[wandb.Run], wandb.Artifact | None]  # logs something, perhaps an artifact
 
 
 def carry(
-    run: wandb.Run, work: Work, so_far: Iterable[Work] = (), close: bool = False
+    run: wandb.Run, work: Work, so_far: Iterable[Work] = (), size: int | None = None
 ) -> wandb.Run:
     """Does the work with the run; where the server holds it up, with an offline one in its place.
 
@@ -25,7 +29,8 @@ def carry(
         run: an open one.
         work: logs something to the run that it is given.
         so_far: what has been logged before, for the one that takes its place.
-        close: finish the run if it is online, so that all is uploaded when this returns.
+        size: finish the run if it is online, so that all is uploaded when this returns: about so
+            many bytes, for which there is time at 2 Mbit/s.
 
     Returns:
         The run, or the one in its place.
@@ -35,25 +40,32 @@ def carry(
         return run
 
     def all_of_it() -> None:
-        work(run)
-        if close:
+        artifact = work(run)
+        if size is not None:
+            if artifact:
+                artifact.wait()  # raises if it is refused, of which `finish` says nothing
             run.finish()
-            wandb.Api()  # raises if the key is refused meanwhile, of which `finish` says nothing
+            wandb.Api()  # raises if the key is refused meanwhile
 
     url = run.settings.base_url
-    if in_time(all_of_it, url):
+    if in_time(all_of_it, url, limit=10 + (size or 0) / 250_000):
         return run
     print(f"W&B: {url} does not take it all, so this run is kept offline, too.")
-    replacement = wandb.init(
-        mode="offline",
-        reinit="create_new",
-        settings=wandb.Settings(silent=True),
-        project=run.project,
-        group=run.group,
-        job_type=run.job_type,
-        tags=run.tags,
-        config=run.config.as_dict(),
-    )
+    try:
+        replacement = wandb.init(
+            mode="offline",
+            reinit="create_new",
+            settings=wandb.Settings(silent=True),
+            id=secrets.token_hex(4),
+            project=run.project,
+            group=run.group,
+            job_type=run.job_type,
+            tags=run.tags,
+            config=run.config.as_dict(),
+        )
+    except Exception as error:  # W&B takes a sweep's trial for the one that is open
+        print(f"W&B: no, it cannot be ({' '.join(str(error).split())}).")
+        return run
     for each in (*so_far, work):
         each(replacement)
     return replacement
@@ -63,14 +75,14 @@ def finish(run: wandb.Run, exit_code: int | None) -> None:
     """Finishes a run; one that is online without waiting for long."""
     if run.offline or run.disabled:
         run.finish(exit_code)
-    elif not in_time(lambda: run.finish(exit_code), run.settings.base_url):
+    elif not in_time(lambda: run.finish(exit_code), run.settings.base_url, limit=10):
         print(f"W&B: {run.settings.base_url} did not take all of this run.")
 
 
-def in_time(work: Callable[[], object], url: str) -> bool:
-    """Whether the work ends well: it may take any time while the server answers, else `PATIENCE`.
+def in_time(work: Callable[[], object], url: str, limit: float) -> bool:
+    """Whether the work ends well, within `limit` seconds, and `PATIENCE` of them without an answer.
 
-    A large model may take minutes on its way to a server that is well.
+    Where files go to another server, that one's answers are not known.
     """
     raised: list[BaseException] = []
 
@@ -82,15 +94,20 @@ def in_time(work: Callable[[], object], url: str) -> bool:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    since = time.monotonic()
-    thread.join(2)
-    while thread.is_alive() and waited[0] < PATIENCE:
-        answers = _answers(url)
-        since, before = time.monotonic(), since
-        if not answers:
-            waited[0] += since - before
-        thread.join(1)
-    if raised and not isinstance(raised[0], wandb.Error):
+    since = start = time.monotonic()
+    try:
+        thread.join(2)
+        while thread.is_alive() and waited[0] < PATIENCE and since - start < limit:
+            answers = _answers(url)
+            since, before = time.monotonic(), since
+            if not answers:
+                waited[0] += since - before
+            thread.join(1)
+    finally:  # of Ctrl-C, too
+        if thread.is_alive():
+            errors.stuck.set()
+    # `Artifact.wait` raises a ValueError.
+    if raised and not isinstance(raised[0], wandb.Error | ValueError):
         raise raised[0]
     return not raised and not thread.is_alive()
 
@@ -104,6 +121,8 @@ def _answers(url: str) -> bool:
         urllib.request.urlopen(question, timeout=2).close()
     except urllib.error.HTTPError as error:
         return error.code < 500
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # W&B may trust it
     except (OSError, http.client.HTTPException):
         return False
     return True

@@ -29,28 +29,31 @@ def test_rgb_is_what_pillow_makes_of_it(sample):
             np.testing.assert_allclose(rgb[..., channel], np.asarray(by_pillow), atol=1e-3)
 
 
-def test_batches_are_each_input_once_with_a_seed_in_another_order_each_epoch():
-    inputs = np.arange(50, dtype="float16")[:, None]
-    labels = np.arange(50) + 100
+# Small ones are picked several at once.
+@pytest.mark.parametrize(("size", "sizes"), [(20, [20] * 55 + [5]), (700, [700, 405])])
+def test_batches_are_each_input_once_with_a_seed_in_another_order_each_epoch(size, sizes):
+    count = 1105
+    inputs = np.arange(count, dtype="float16")[:, None]
+    labels = np.arange(count) + 100
 
     def epochs(seed):
-        batches = common.batches(inputs, labels, 20, seed)
+        batches = common.batches(inputs, labels, size, seed)
         orders = []
         for _ in range(2):
             parts = list(batches.as_numpy_iterator())
-            assert [len(part) for part, _ in parts] == [20, 20, 10]
+            assert [len(part) for part, _ in parts] == sizes == sizes[: len(batches)]
             assert parts[0][0].dtype == np.float16
             values = np.concatenate([part[:, 0] for part, _ in parts]).astype(int)
             assert (np.concatenate([part for _, part in parts]) == values + 100).all()
-            assert sorted(values) == list(range(50))
+            assert sorted(values) == list(range(count))
             orders.append(values.tolist())
         return orders
 
     first = epochs(seed=0)
-    assert first[0] != first[1] and list(range(50)) not in first
+    assert first[0] != first[1] and list(range(count)) not in first
     assert epochs(seed=0) == first
     assert epochs(seed=1) != first
-    assert epochs(seed=None) == [list(range(50))] * 2
+    assert epochs(seed=None) == [list(range(count))] * 2
 
 
 @pytest.mark.parametrize(

@@ -156,8 +156,8 @@ def test_sync_of_an_offline_run_reaches_the_same(runs):
 class Faulty:
     """A script's process, and the server that it meets."""
 
-    def __init__(self, folder: Path, fault=None, since="", script="cnn_basic"):
-        self.server = Server(fault, since).__enter__()
+    def __init__(self, folder: Path, fault=None, since="", only=False, script="cnn_basic"):
+        self.server = Server(fault, since, only).__enter__()
         self.folder, self.seconds = folder, 0.0
         words = (*WORDS, *SCRIPTS[script], "--output-dir", "output", "--cache-dir", "cache")
         self.start = time.monotonic()
@@ -217,6 +217,19 @@ def test_no_fault_costs_more_than_30_s(since, tmp_path):
     for fault, each in faulty.items():
         at_start = not since and not (fault == 3.0 and re.search(HELD_UP, each.script.out, re.M))
         each.check(healthy, STAYS if at_start else HELD_UP, cost=30)
+
+
+@pytest.mark.slow
+def test_server_that_takes_all_but_the_model(tmp_path):
+    """As behind a firewall: it is waited for as long as the upload may take."""
+    healthy = Faulty(tmp_path / "healthy")
+    faulty = [
+        Faulty(tmp_path / str(fault), fault, since="model.keras", only=True)
+        for fault in ("hangs", 500, 403)
+    ]
+    run_all([healthy, *faulty])
+    for each in faulty:
+        each.check(healthy, HELD_UP, cost=40)
 
 
 @pytest.mark.slow

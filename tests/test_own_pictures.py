@@ -78,7 +78,7 @@ def check_photos(command_line, script, folder, photos, test):
     paths = sorted(photos.iterdir())
     assert [row["file"] for row in rows] == list(map(str, paths))
     seen = np.stack([to_fashion_mnist(read(path)) for path in paths])
-    shown = [[float(row[name]) for name in CLASS_NAMES] for row in rows]
+    shown = [[float(row[f"p({name})"]) for name in CLASS_NAMES] for row in rows]
     np.testing.assert_allclose(shown, model.predict(seen, verbose=0), atol=1e-6)
     table.unlink()
     (folder / "predictions.png").unlink()

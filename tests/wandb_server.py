@@ -60,10 +60,11 @@ class Server:
             connection any more), "hangs" (no answer), a status such as 500, or a number of seconds
             as a float, after which the right answer comes.
         since: the first request's name, such as "CommitArtifact"; "" is any.
+        only: whether no others fail than those of that name.
     """
 
-    def __init__(self, fault: str | int | float | None = None, since: str = ""):
-        self.fault, self.since = fault, since
+    def __init__(self, fault: str | int | float | None = None, since: str = "", only: bool = False):
+        self.fault, self.since, self.only = fault, since, only
         self.failing = threading.Event()
         self.closed = threading.Event()
         self.requests: list[str] = []
@@ -256,9 +257,11 @@ class Handler(BaseHTTPRequestHandler):
             name = named[1] if named else "Viewer"  # to which wandb 0.21 gives no name
         with server.lock:
             server.requests.append(name)
-            if server.fault is not None and server.since in name:
+            fails = server.fault is not None and server.since in name
+            if fails:
                 server.failing.set()
-        if server.failing.is_set() and self.fail(server, server.fault):
+        fails = fails if server.only else server.failing.is_set()
+        if fails and self.fail(server, server.fault):
             return
         answer: dict = {}
         with server.lock:
