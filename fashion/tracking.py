@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fashion import errors
+from fashion import errors, upload
 from fashion.data import FashionMNIST
 from fashion.errors import UserError
 
@@ -54,6 +54,10 @@ def start(wanted: str, **settings: Any) -> wandb.Run:
         mode = "offline"
         if wanted == "online":
             print("W&B: no key, so this run stays offline; `wandb login` configures one.")
+    # W&B 0.21 cannot open an offline run, either, once it has met a server that does not answer.
+    if mode == "online" and not any(upload.answers(configured.base_url) for _ in range(3)):
+        print(f"W&B: not online, so this run stays offline (no answer from {configured.base_url})")
+        mode = "offline"
     if mode != "online":
         return wandb.init(mode=mode, settings=wandb.Settings(silent=True), **settings)
     try:

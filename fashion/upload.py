@@ -98,9 +98,9 @@ def in_time(work: Callable[[], object], url: str, limit: float) -> bool:
     try:
         thread.join(2)
         while thread.is_alive() and waited[0] < PATIENCE and since - start < limit:
-            answers = _answers(url)
+            well = answers(url)
             since, before = time.monotonic(), since
-            if not answers:
+            if not well:
                 waited[0] += since - before
             thread.join(1)
     finally:  # of Ctrl-C, too
@@ -112,7 +112,7 @@ def in_time(work: Callable[[], object], url: str, limit: float) -> bool:
     return not raised and not thread.is_alive()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     """Whether a server is there and well enough to answer the least of questions."""
     question = urllib.request.Request(
         f"{url}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"}
