@@ -171,13 +171,14 @@ AT_EXIT = """
 import atexit, time
 atexit.register(time.sleep, 100)
 def main():
+    errors.stuck.set()
     print("all of it", end="")
     raise errors.UserError("no")
 errors.run_script(main)
 """
 
 
-def test_library_that_would_wait_at_the_end_is_not_waited_for():
+def test_library_that_is_stuck_is_not_waited_for():
     path = ROOT / "fashion" / "errors.py"
     command = [sys.executable, "-c", LOAD + AT_EXIT, path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

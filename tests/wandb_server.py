@@ -210,6 +210,7 @@ class Server:
     def on_ArtifactByID(self, id: str) -> dict:
         found = self.artifacts[id]
         project = {"id": "p", "internalId": "p", "name": "mine", "entity": {"name": ENTITY}}
+        project |= {"entityName": ENTITY}  # of wandb 0.21
         sequence = {"__typename": "ArtifactSequence", "id": "s", "name": found.name}
         described = {
             "__typename": "Artifact",
