@@ -29,8 +29,8 @@ def carry(
         run: an open one.
         work: logs something to the run that it is given.
         so_far: what has been logged before, for the one that takes its place.
-        size: finish the run if it is online, so that all is uploaded when this returns: about so
-            many bytes, for which there is time at 2 Mbit/s.
+        size: finish the run if it is online, so that all is uploaded when this returns: so many
+            bytes, for which there is time at 2 Mbit/s, and pictures of tables.
 
     Returns:
         The run, or the one in its place.
@@ -48,7 +48,8 @@ def carry(
             wandb.Api()  # raises if the key is refused meanwhile
 
     url = run.settings.base_url
-    if in_time(all_of_it, url, limit=10 + (size or 0) / 250_000):
+    # A minute for a thousand small pictures.
+    if in_time(all_of_it, url, limit=20 if size is None else 60 + size / 250_000):
         return run
     print(f"W&B: {url} does not take it all, so this run is kept offline, too.")
     try:
