@@ -5,6 +5,7 @@ import shutil
 
 from fashion import backbones
 from fashion.epochs import EpochLog
+from fashion.run import Run
 
 import keras
 import numpy as np
@@ -108,6 +109,28 @@ def test_each_other_backbone_extracts_trains_fine_tunes_saves_and_loads(name, ru
     accuracy = np.mean(probabilities.argmax(1) == test.labels)
     assert result.metrics["test"]["accuracy"] == pytest.approx(accuracy, abs=0.051)
     assert len(result.history) == 4
+
+
+@pytest.mark.parametrize("inputs", ["cached", pytest.param("computed", marks=pytest.mark.slow)])
+def test_answers_are_the_saved_models_and_what_its_last_layer_sees(inputs, run, monkeypatch):
+    saved = {}
+
+    def save(of, model, answers):
+        saved.update(answers)
+        save_it(of, model, answers)
+
+    save_it = Run.save
+    monkeypatch.setattr(Run, "save", save)
+    model = run("--fine-tune-inputs", inputs).model
+    (upper,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    kernel, bias = upper.layers[-1].get_weights()
+    data = load(train_size=60, validation_size=20, test_size=20)
+    for name, split in data.splits.items():
+        probabilities, embeddings = saved[name]
+        expected = model.predict(split.images, verbose=0)
+        np.testing.assert_allclose(probabilities, expected, atol=1e-3)
+        again = keras.ops.softmax(embeddings.astype("float32") @ kernel + bias)
+        np.testing.assert_allclose(again, expected, atol=5e-3)
 
 
 def test_cached_activations_train_as_computed_ones_and_augmented_ones_do_not(run, finished):
