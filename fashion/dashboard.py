@@ -22,9 +22,10 @@ def log(
     data: FashionMNIST,
     epochs: list[Epoch],
 ) -> None:
-    """Logs all of them."""
+    """Logs all of them; of a sweep's trials, whose pictures would be hundred thousands, fewer."""
     log_evaluations(run, evaluations, data.test, epochs)
-    log_closer_look(run, closer, data)
+    if not run.sweep_id:
+        log_closer_look(run, closer, data)
 
 
 def log_evaluations(

@@ -95,6 +95,8 @@ def test_a_trial_logs_what_the_sweep_maximises(name, sweeps, tmp_path):
     kinds = [r["artifact"]["type"] for r in run.records if r["type"] == "artifact"]
     assert "dataset" in kinds
     assert "model" not in kinds
+    keys = {key for row in rows for key in row}
+    assert "test/mistakes.path" in keys and "test/embeddings.path" not in keys
 
     # wandb's own search takes the value up, and its early termination stops a worse trial.
     def as_run(name, state, values):
