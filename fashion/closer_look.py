@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fashion.data import FashionMNIST
 from fashion.drawing import BLUE, GREY, ORANGE, lay_out, put, shortened
-from fashion.embeddings import Answers, Nearest, nearest, project
+from fashion.embeddings import Answers, Nearest, Projection, nearest, project
 from fashion.evaluation import Evaluation
 
 import matplotlib
@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 MISTAKES, NEAREST = 12, 4
+DIMENSIONS = 50  # of a projection; W&B's projector takes no more
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,15 @@ class CloserLook:
     test: Evaluation
     mistakes: np.ndarray  # int (M,): rows of the test images
     nearest: Nearest  # of the training images, to each mistake
-    embeddings: np.ndarray  # float16 (N, units): the test images'
+    units: int  # of the embeddings
+    projection: Projection  # of the test images'
 
     @classmethod
     def at(cls, answers: dict[str, Answers], test: Evaluation) -> "CloserLook":
         """From the answers to the images of each split, and the evaluation of the test images."""
         mistakes, embeddings = test.mistakes(MISTAKES), answers["test"].embeddings
         found = nearest(embeddings[mistakes], answers["train"].embeddings, NEAREST)
-        return cls(test, mistakes, found, embeddings)
+        return cls(test, mistakes, found, embeddings.shape[1], project(embeddings, DIMENSIONS))
 
     def draw_neighbours(self, data: FashionMNIST) -> Figure:
         """Each mistake, and beside it the training images that the model takes for most alike."""
@@ -62,7 +64,7 @@ class CloserLook:
 
     def draw_map(self) -> Figure:
         """The test images in two dimensions, coloured by class."""
-        points, share = project(self.embeddings, 2)
+        points, share = self.projection.points[:, :2], self.projection.shares[:2].sum()
         figure = Figure(figsize=(12, 10))
         axes, names = figure.subplots(), self.test.class_names
         count = len(names)
@@ -87,7 +89,7 @@ class CloserLook:
                 axes.scatter([], [], color=colour, label=shortened(name))
         axes.set_title(
             f"{len(points):,} test images by what the model's last layer sees of them "
-            f"({self.embeddings.shape[1]} units), coloured by true class"
+            f"({self.units} units), coloured by true class"
         )
         axes.set(xlabel=f"first principal component (both: {share:.0%} of the variance)")
         axes.set(ylabel="second principal component")

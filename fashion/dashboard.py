@@ -4,15 +4,13 @@ from collections.abc import Iterable, Mapping
 
 from fashion.closer_look import CloserLook
 from fashion.data import FashionMNIST, Split
-from fashion.embeddings import project
 from fashion.epochs import Epoch
 from fashion.evaluation import ClassScores, Evaluations
 
 import numpy as np
 import wandb
 
-# W&B's projector takes so many rows of a table, and so many numbers of each.
-PROJECTED = 1000, 50
+PROJECTED = 1000  # W&B's projector takes so many rows of a table
 
 
 def log(
@@ -123,8 +121,7 @@ def log_closer_look(run: wandb.Run, closer: CloserLook, data: FashionMNIST) -> N
             row += [_enlarged(data.train.images[j]), names[data.train.labels[j]], float(distance)]
             row += [int(data.train.positions[j])]
         neighbours.add_data(*row)
-    dimensions = min(PROJECTED[1], closer.embeddings.shape[1])
-    points = project(closer.embeddings, dimensions).points[: PROJECTED[0]]
+    points = closer.projection.points[:PROJECTED, : closer.units]  # of fewer units, without zeros
     projected = wandb.Table(["image", "class", "predicted", "correct", "embedding"])
     for i, point in enumerate(points):
         row = [_enlarged(data.test.images[i]), names[test.labels[i]], names[test.predicted[i]]]

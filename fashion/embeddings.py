@@ -75,7 +75,7 @@ class Projection(NamedTuple):
     """N embeddings in fewer dimensions: the directions in which they differ most come first."""
 
     points: np.ndarray  # float32 (N, dimensions)
-    share: float  # of their variance
+    shares: np.ndarray  # float32 (dimensions,): of their variance
 
 
 def project(embeddings: np.ndarray, dimensions: int) -> Projection:
@@ -87,6 +87,6 @@ def project(embeddings: np.ndarray, dimensions: int) -> Projection:
     # The sign of a direction is chance: here its largest part is positive.
     directions *= np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
     points = centred @ directions
-    points = np.pad(points, [(0, 0), (0, dimensions - points.shape[1])])
-    total = variances.sum()
-    return Projection(points, float(variances[-dimensions:].sum() / total) if total > 0 else 1.0)
+    shares = variances[: -dimensions - 1 : -1] / max(variances.sum(), 1e-9)
+    missing = 0, dimensions - len(shares)
+    return Projection(np.pad(points, [(0, 0), missing]), np.pad(shares, missing))
