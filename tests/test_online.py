@@ -171,7 +171,7 @@ class Faulty:
         return bool(self.seconds)
 
     def check(self, healthy: "Faulty", said: str, cost: float, upload: bool = True) -> None:
-        """It has all results, and they can be uploaded later (of which to be sure takes seconds)."""
+        """It has all results, and they can be uploaded later (which takes seconds to see)."""
         script = self.script
         assert script.wait() == 0, script.err
         assert self.server.failing.is_set()

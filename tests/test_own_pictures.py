@@ -79,8 +79,8 @@ def check_photos(command_line, script, folder, photos, test):
     assert [row["file"] for row in rows] == list(map(str, paths))
     seen = np.stack([to_fashion_mnist(read(path)) for path in paths])
     shown = [[float(row[f"p({name})"]) for name in CLASS_NAMES] for row in rows]
-    expected = model.predict(seen, batch_size=125, verbose=0)  # as many at once: see bfloat16
-    np.testing.assert_allclose(shown, expected, atol=1e-3)
+    atol = 1e-6 if script is cnn_basic else 0.02  # in bfloat16, a batch's size shows
+    np.testing.assert_allclose(shown, model.predict(seen, verbose=0), atol=atol)
     table.unlink()
     (folder / "predictions.png").unlink()
 
