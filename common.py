@@ -108,12 +108,11 @@ def batches(
     order = tf.data.Dataset.range(len(labels))
     if seed is not None:
         order = order.shuffle(len(labels), seed)
-    steps = math.ceil(len(labels) / batch_size)
     several = math.ceil(512 / batch_size)  # small batches are picked at once: Python takes its time
     picked = order.batch(several * batch_size).map(batch)
     if several > 1:
-        cardinality = tf.data.experimental.assert_cardinality(steps)
-        picked = picked.rebatch(batch_size).apply(cardinality)
+        steps = math.ceil(len(labels) / batch_size)
+        picked = picked.rebatch(batch_size).apply(tf.data.experimental.assert_cardinality(steps))
     settings = tf.data.Options()
     settings.autotune.enabled = False
     return picked.prefetch(4).with_options(settings)

@@ -186,12 +186,16 @@ def percent(results: list[dict[str, Any]], split: str) -> str:
     return f"{values[0]:.2f} % ({low:.1f} to {high:.1f})"
 
 
-def minutes(results: list[dict[str, Any]]) -> str:
-    """The median of whole commands, as far as they were timed."""
-    times = [result["seconds"] for result in results if result["seconds"]]
-    if not times:
+def median_seconds(results: list[dict[str, Any]], first: bool) -> float | None:
+    """Of whole commands, the first or the later ones, as far as they were timed."""
+    times = [r["seconds"] for r in results if r["first"] is first and r["seconds"]]
+    return statistics.median(times) if times else None
+
+
+def in_words(seconds: float | None) -> str:
+    """Such as "58 s" or "3.5 min"."""
+    if seconds is None:
         return "–"
-    seconds = statistics.median(times)
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -207,13 +211,9 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         mean = statistics.mean(accuracies)
         deviation = statistics.stdev(accuracies) if len(runs) > 1 else None
         times = {
-            first: statistics.median(times)
+            first: seconds / 60
             for first in (True, False)
-            if (
-                times := [
-                    run["seconds"] / 60 for run in runs if run["first"] is first and run["seconds"]
-                ]
-            )
+            if (seconds := median_seconds(runs, first))
         }
         colour = axes.plot(list(times.values()), [mean] * len(times), ":", zorder=1)[0].get_color()
         for first, time_ in times.items():
@@ -252,9 +252,9 @@ def main() -> None:
             f"`python {ROWS[row]}`",
             str(len(runs)),
             *(percent(runs, split) for split in SPLITS),
-            minutes([run for run in runs if run["first"]])
+            in_words(median_seconds(runs, first=True))
             + (" (extrapolated)" if row == "textbook" else ""),
-            minutes([run for run in runs if not run["first"]]),
+            in_words(median_seconds(runs, first=False)),
             f"{max(peaks):.1f} GB" if peaks else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")

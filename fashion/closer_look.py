@@ -6,7 +6,7 @@ Both by its embeddings, which tell what it takes for alike.
 from dataclasses import dataclass
 
 from fashion.data import FashionMNIST
-from fashion.drawing import BLUE, GREY, ORANGE, lay_out, put, shortened
+from fashion.drawing import BLUE, GREY, ORANGE, lay_out, of_mistake, put, shortened
 from fashion.embeddings import Answers, Nearest, Projection, nearest, project
 from fashion.evaluation import Evaluation
 
@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 MISTAKES, NEAREST = 12, 4
+LETTERS = 13  # for so many there is room over a picture
 DIMENSIONS = 50  # of a projection; W&B's projector takes no more
 
 
@@ -47,18 +48,20 @@ class CloserLook:
             ha="left",
             fontsize=13,
         )
-        axes, names = figure.subplots(), [shortened(name, 13) for name in self.test.class_names]
+        axes, names = (
+            figure.subplots(),
+            [shortened(name, LETTERS) for name in self.test.class_names],
+        )
         lay_out(axes, columns=2 * (NEAREST + 1) + 0.5, rows=MISTAKES / 2)
         for place, (i, rows) in enumerate(zip(self.mistakes, self.nearest.rows, strict=True)):
             column, row = place % 2 * (NEAREST + 1.5), place // 2
             true, predicted = self.test.labels[i], self.test.predicted[i]
-            title = f"{names[true]} →\n{names[predicted]} {self.test.confidence[i]:.0%}\n"
-            title += data.test.title(i)[-13:]
+            title = of_mistake(self.test, data.test, i, LETTERS)
             put(axes, (column, row), data.test.images[i], title, "black")
             for k, j in enumerate(rows, start=1):
                 label = data.train.labels[j]
                 colour = {predicted: BLUE, true: ORANGE}.get(label, GREY)
-                title = f"{names[label]}\n{data.train.title(j)[-13:]}"
+                title = f"{names[label]}\n{data.train.title(j)[-LETTERS:]}"
                 put(axes, (column + k, row), data.train.images[j], title, colour)
         return figure
 

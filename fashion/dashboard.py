@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from fashion.closer_look import CloserLook
 from fashion.data import FashionMNIST, Split
 from fashion.epochs import Epoch
-from fashion.evaluation import ClassScores, Evaluations
+from fashion.evaluation import ClassScores, Evaluation, Evaluations
 
 import numpy as np
 import wandb
@@ -52,10 +52,9 @@ def log_evaluations(
         ]
         table = wandb.Table(columns)
         for i in rows:
-            classes = names[test.labels[i]], names[test.predicted[i]]
-            row = [float(test.confidence[i]), bool(test.correct[i]), test.top3(i)]
-            row += [int(images.positions[i]), *([images.title(i)] if images.files else [])]
-            table.add_data(_enlarged(images.images[i]), *classes, *row)
+            row = [*_shown(test, images, i), float(test.confidence[i]), bool(test.correct[i])]
+            row += [test.top3(i), int(images.positions[i])]
+            table.add_data(*row, *([images.title(i)] if images.files else []))
         return table
 
     def lines(points: Mapping[str, Iterable[tuple]], x: str, title: str) -> object:
@@ -115,8 +114,7 @@ def log_closer_look(run: wandb.Run, closer: CloserLook, data: FashionMNIST) -> N
         columns += [f"{what} {number}" for what in ("nearest", "label", "distance", "its position")]
     neighbours = wandb.Table(columns)
     for i, rows, distances in zip(closer.mistakes, *closer.nearest, strict=True):
-        row = [_enlarged(data.test.images[i]), names[test.labels[i]], names[test.predicted[i]]]
-        row += [float(test.confidence[i]), int(data.test.positions[i])]
+        row = [*_shown(test, data.test, i), float(test.confidence[i]), int(data.test.positions[i])]
         for j, distance in zip(rows, distances, strict=True):
             row += [_enlarged(data.train.images[j]), names[data.train.labels[j]], float(distance)]
             row += [int(data.train.positions[j])]
@@ -124,10 +122,16 @@ def log_closer_look(run: wandb.Run, closer: CloserLook, data: FashionMNIST) -> N
     points = closer.projection.points[:PROJECTED, : closer.units]  # of fewer units, without zeros
     projected = wandb.Table(["image", "class", "predicted", "correct", "embedding"])
     for i, point in enumerate(points):
-        row = [_enlarged(data.test.images[i]), names[test.labels[i]], names[test.predicted[i]]]
-        row += [bool(test.correct[i]), [round(float(x), 4) for x in point]]
-        projected.add_data(*row)
+        embedding = [round(float(x), 4) for x in point]
+        projected.add_data(*_shown(test, data.test, i), bool(test.correct[i]), embedding)
     run.log({"test/neighbours": neighbours, "test/embeddings": projected})
+
+
+def _shown(test: Evaluation, images: Split, row: int) -> tuple[wandb.Image, str, str]:
+    """A test image, its class, and the one it was taken for."""
+    names = test.class_names
+    classes = names[test.labels[row]], names[test.predicted[row]]
+    return _enlarged(images.images[row]), *classes
 
 
 def _enlarged(image: np.ndarray) -> wandb.Image:

@@ -5,6 +5,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from fashion.data import Split
+from fashion.evaluation import Evaluation
+
 import matplotlib.font_manager
 import matplotlib.style
 import numpy as np
@@ -50,6 +53,15 @@ def our_style() -> Iterator[None]:
 def shortened(name: str, length: int = 20) -> str:
     """As long as there is room for."""
     return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def of_mistake(test: Evaluation, images: Split, row: int, length: int = 20) -> str:
+    """The title of a test image that was taken for another class, in three short lines."""
+    true, predicted = (
+        shortened(test.class_names[label], length)
+        for label in (test.labels[row], test.predicted[row])
+    )
+    return f"{true} →\n{predicted} {test.confidence[row]:.0%}\n{images.title(row)[-length:]}"
 
 
 def lay_out(axes: Axes, columns: float, rows: float) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fashion.closer_look import CloserLook
 from fashion.data import FashionMNIST, Split
-from fashion.drawing import BLUE, GREY, ORANGE, lay_out, our_style, put, shortened
+from fashion.drawing import BLUE, GREY, ORANGE, lay_out, of_mistake, our_style, put, shortened
 from fashion.epochs import Epoch, EpochLog
 from fashion.evaluation import Evaluation, Evaluations, wilson_interval
 
@@ -99,10 +99,7 @@ def draw_mistakes(test: Evaluation, split: Split) -> Figure:
     axes = figure.subplots()
     lay_out(axes, columns=8, rows=5)
     for place, i in enumerate(wrong):
-        true, predicted = (
-            shortened(test.class_names[label]) for label in (test.labels[i], test.predicted[i])
-        )
-        title = f"{true} →\n{predicted} {test.confidence[i]:.0%}\n{split.title(i)[-20:]}"
+        title = of_mistake(test, split, i)
         put(axes, (place % 8, place // 8), split.images[i], title, "black")
     return figure
 

@@ -132,9 +132,14 @@ def test_percent_is_mean_and_deviation_of_a_sample_or_one_with_its_interval(accu
 
 
 def test_minutes_are_those_of_timed_runs(accuracy):
-    runs = [{"seconds": seconds} for seconds in (90, None, 100)]
-    assert accuracy.minutes(runs) == "95 s"
-    assert accuracy.minutes(runs[1:2]) == accuracy.minutes([]) == "–"
+    runs = [{"seconds": seconds, "first": False} for seconds in (90, None, 100)]
+    runs += [{"seconds": 400, "first": True}]
+
+    def minutes(runs, first=False):
+        return accuracy.in_words(accuracy.median_seconds(runs, first))
+
+    assert minutes(runs) == "95 s" and minutes(runs, first=True) == "6.7 min"
+    assert minutes(runs[1:2]) == minutes([]) == "–"
 
 
 @pytest.mark.slow

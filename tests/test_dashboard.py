@@ -70,18 +70,10 @@ def test_wandb_has_the_curves(tables, offline_run, metrics):
     assert reliability == {"validation", "test", "ideal"}
 
 
-def splits(offline_run, sample):
-    """The images of a run's splits: the first of the sample's."""
-    return {
-        name: (split.images[: offline_run.result.metrics["data"][name]], split)
-        for name, split in sample.splits.items()
-    }
-
-
-def test_wandb_has_the_nearest_training_images(tables, offline_run, sample):
+def test_wandb_has_the_nearest_training_images(tables, offline_run, sample, metrics):
     """Of each confident mistake, by the distances of all, computed from the saved model."""
-    images, split = splits(offline_run, sample)["train"]
-    test = sample.test
+    split, test = sample.train, sample.test
+    images = split.images[: metrics["data"]["train"]]
     train, of_test = (embeddings_of(offline_run.result.model, x) for x in (images, test.images))
     rows, mistakes = tables["test/neighbours"], tables["test/mistakes"][:12]
     assert [row["position"] for row in rows] == [row["position"] for row in mistakes]
