@@ -272,7 +272,7 @@ def main() -> None:
         "",
         f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))} (of one seed: "
         "with the test images' 95 % interval); times of whole commands (the first from an empty "
-        "cache, the later ones' median) on an otherwise idle machine, the largest peak memory; "
+        "cache, the later ones' median) without W&B on an idle machine, the largest peak memory; "
         f"{'; '.join(sorted(versions))}; weights {Path(options.weights).name}; "
         f"{' to '.join(sorted({dates[0], dates[-1]}))}; `python benchmarks/accuracy.py "
         f"{' '.join([*rows, '--seeds', *map(str, options.seeds), *options.more])}`*",
