@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fashion import devices
-from fashion.embeddings import answer
+from fashion.evaluation.embeddings import answer
 from fashion.options import PositiveInt
 
 import keras

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from fashion import class_folders, command_line, errors, own_pictures, recipes, sources, tracking
-from fashion.checkpoints import Checkpoint
-from fashion.data import FashionMNIST, Split, split_files
+from fashion import errors
+from fashion.cli import command_line, predict, recipes
+from fashion.datasets import fashion_mnist, image_folder
+from fashion.datasets.dataset import FashionMNIST, Split, split_files
 from fashion.errors import UsageError, UserError
+from fashion.fine_tuning.checkpoint import Checkpoint
 from fashion.options import AnyOptions, DataOptions, Options, ResultsOptions, TrainingOptions
-from fashion.run import Run
+from fashion.tracking import wandb_session
+from fashion.tracking.run import Run
 
 import keras
 import numpy as np
@@ -54,10 +57,10 @@ def load_fashion_mnist(options: DataOptions) -> FashionMNIST:
         UsageError: a size is larger than its split.
     """
     folder = options.data_dir
-    if folder and class_folders.are_in(folder):
-        files = class_folders.read(folder, options.cache_dir)
+    if folder and image_folder.are_in(folder):
+        files = image_folder.read(folder, options.cache_dir)
     else:
-        files = sources.find(folder)
+        files = fashion_mnist.find(folder)
     data = split_files(files, options.train_size, options.validation_size, options.test_size)
     print(
         f"Data: {data.train.size:,} training, {data.validation.size:,} validation and "
@@ -184,12 +187,12 @@ def run_script(
     def start() -> None:
         parsed = parse(options_type, description, sys.argv[1:])
         if paths := parsed.use_of_the_model.predict:
-            own_pictures.classify(paths, parsed)
+            predict.classify(paths, parsed)
             return
         written = {"--output-dir": parsed.results.output_dir, "--cache-dir": parsed.data.cache_dir}
         if parsed.results.wandb != "disabled":
-            written["WANDB_DIR"] = tracking.folder()
-        class_folders.keep_apart(parsed.data.data_dir, written)
+            written["WANDB_DIR"] = wandb_session.folder()
+        image_folder.keep_apart(parsed.data.data_dir, written)
         main(parsed)
 
     errors.run_script(start)

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from fashion import backbones, devices, fine_tuning
-from fashion.augmentation import mirror_images
-from fashion.backbones import END, Backbone, NetworkOptions, activations_at, stage_of
+from fashion import devices
+from fashion.backbones import architectures
+from fashion.backbones.architectures import END, Backbone, NetworkOptions, activations_at, stage_of
+from fashion.backbones.augmentation import mirror_images
+from fashion.backbones.feature_cache import FeatureCache, pool, read_copies, to_float16
+from fashion.backbones.folding import fold_batch_norm
+from fashion.backbones.progress import Progress
+from fashion.cli.recipes import RecipeOptions
 from fashion.devices import DeviceOptions
-from fashion.embeddings import Answers, answer
-from fashion.features import FeatureCache, pool, read_copies, to_float16
-from fashion.fine_tuning import FineTuningOptions
-from fashion.folding import fold_batch_norm
+from fashion.evaluation.embeddings import Answers, answer
+from fashion.fine_tuning import fine_tuner
+from fashion.fine_tuning.fine_tuner import FineTuningOptions
 from fashion.options import PositiveInt, Rate, one_of
-from fashion.progress import Progress
-from fashion.recipes import RecipeOptions
 
 import keras
 import numpy as np
@@ -85,9 +87,9 @@ def load_backbone(options: Options) -> Backbone:
         UserError: its weights cannot be downloaded or read, or do not fit.
     """
     name, weights = options.network.backbone, options.network.weights
-    architecture = backbones.ARCHITECTURES[name]
+    architecture = architectures.ARCHITECTURES[name]
     size = options.network.image_size or architecture.image_size
-    network = backbones.load_network(name, size, weights, options.training.seed)
+    network = architectures.load_network(name, size, weights, options.training.seed)
     precision = devices.choose_precision(options.devices.precision)
 
     images = keras.Input((28, 28), dtype="uint8", name="images")
@@ -104,9 +106,9 @@ def build_extractor(backbone: Backbone, names: tuple[str, ...]) -> keras.Model:
     positions of a stage's output, computed in float32 and kept as float16, within a saved model
     just as in the cache. Averages and maxima cost nothing, and there may be another use for them.
     """
-    last = max((stage_of(name) for name in names), key=backbones.STAGES.index)
+    last = max((stage_of(name) for name in names), key=architectures.STAGES.index)
     features = {}
-    for stage in backbones.STAGES[: backbones.STAGES.index(last) + 1]:
+    for stage in architectures.STAGES[: architectures.STAGES.index(last) + 1]:
         activations = activations_at(backbone.folded, backbone.stages[stage])
         for kind, pooled in pool(activations).items():
             if kind in ("avg", "max") or f"{stage}_{kind}" in names:
@@ -275,7 +277,7 @@ def main(options: Options) -> None:
             backbone = load_backbone(options)
             extractors = build_extractors(backbone, names, options.head.mirror)
             run.note(weights=backbone.record(options.network.weights))
-        tuning = fine_tuning.prepare(options.fine_tuning, options.head, backbone, data, run)
+        tuning = fine_tuner.prepare(options.fine_tuning, options.head, backbone, data, run)
         resumed = tuning.resumed if tuning else None
         common.start_wandb(run, data, resumed)
         folder = options.data.cache_dir / backbone.cache_name

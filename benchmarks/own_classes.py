@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fashion import sources
+from fashion.datasets import fashion_mnist
 
 import numpy as np
 from PIL import Image
@@ -75,7 +75,7 @@ def measure(command: str, seed: int, data: Path, options: argparse.Namespace) ->
 def main() -> None:
     """Each count's runs → the table."""
     options = parse_options()
-    files = sources.find(options.data_dir)
+    files = fashion_mnist.find(options.data_dir)
     lines = [
         f"| pictures a class | {' | '.join(f'`{command}`' for command in COMMANDS)} |",
         "|" + "---|" * (1 + len(COMMANDS)),

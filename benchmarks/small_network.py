@@ -14,9 +14,9 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fashion import devices
-from fashion.augmentation import augment, with_mirror_images
+from fashion.backbones.augmentation import augment, with_mirror_images
 from fashion.devices import DeviceOptions
-from fashion.embeddings import answer
+from fashion.evaluation.embeddings import answer
 
 import keras
 import numpy as np

@@ -175,9 +175,9 @@ def duration(seconds: float) -> str:
 def this_project(options: argparse.Namespace, precision: str) -> Callable:
     """The extraction of resnet50_fashion.py, enlarging included, and all of its six features."""
     from fashion import devices
-    from fashion.backbones import NetworkOptions
+    from fashion.backbones.architectures import NetworkOptions
+    from fashion.backbones.feature_cache import CHUNK
     from fashion.devices import DeviceOptions
-    from fashion.features import CHUNK
 
     import resnet50_fashion as script
 
@@ -422,8 +422,8 @@ def runtimes(options: argparse.Namespace) -> str:
 def pass_rates(options: argparse.Namespace, recipe: str, pipe) -> None:
     """A process: sends images/s of a recipe's network alone, in turns, and of its pass."""
     sys.path.insert(0, str(ROOT))
-    from fashion.features import CHUNK, FeatureCache
-    from fashion.progress import Progress
+    from fashion.backbones.feature_cache import CHUNK, FeatureCache
+    from fashion.backbones.progress import Progress
 
     import wandb
 

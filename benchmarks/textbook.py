@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fashion import backbones, errors
-from fashion.data import FashionMNIST
-from fashion.evaluation import wilson_interval
-from fashion.features import FeatureCache
+from fashion import errors
+from fashion.backbones import architectures
+from fashion.backbones.feature_cache import FeatureCache
+from fashion.datasets.dataset import FashionMNIST
+from fashion.evaluation.metrics import wilson_interval
 
 import keras
 import numpy as np
@@ -76,7 +77,7 @@ def head() -> list[keras.Layer]:
 
 def resnet50(weights: str) -> keras.Model:
     """Preprocessed images (N, 224, 224, 3) → probabilities (N, 10)."""
-    backbone = backbones.load_network("resnet50", 224, weights, seed=0)  # frozen
+    backbone = architectures.load_network("resnet50", 224, weights, seed=0)  # frozen
     inputs = keras.Input((224, 224, 3))
     outputs = keras.layers.GlobalAveragePooling2D()(backbone(inputs, training=False))
     for layer in head():
@@ -86,7 +87,7 @@ def resnet50(weights: str) -> keras.Model:
 
 def averages(options: argparse.Namespace, data: FashionMNIST) -> dict[str, np.ndarray]:
     """What the frozen ResNet50 makes of each split's images: float32 (N, 2048), from the cache."""
-    network = backbones.NetworkOptions(weights=options.weights)
+    network = architectures.NetworkOptions(weights=options.weights)
     backbone = resnet50_fashion.load_backbone(resnet50_fashion.Options(network=network))
     extractor = resnet50_fashion.build_extractor(backbone, ("conv5_avg",))
     cache = FeatureCache(options.cache_dir / backbone.cache_name, extractor)

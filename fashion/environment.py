@@ -1,10 +1,16 @@
 """What a run is computed with: versions, commit, processor, memory."""
 
 import contextlib
+import http.client
 import os
 import platform
 import re
 import subprocess
+import tempfile
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -69,3 +75,44 @@ def peak_memory() -> dict[str, float]:
 def megabytes(size: int) -> str:
     """Such as "1.2 GB" or "35 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def keras_home() -> Path:
+    """Keras' folder for downloads."""
+    return Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
+
+
+def check_reachable(url: str, seconds: int = 8) -> None:
+    """Raises an `OSError` or `HTTPException` unless a URL answers within so many seconds.
+
+    A plain connection attempt is no such check: where a firewall drops packets it waits for its
+    timeout once per address of the host, which adds up to minutes.
+    """
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+        except (OSError, http.client.HTTPException) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer from {urllib.parse.urlsplit(url).hostname} in {seconds} s")
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def staging_dir(directory: Path) -> Iterator[Path]:
+    """Yield a temporary directory inside `directory`, which is created if needed.
+
+    Files are written there and then moved to their final names, so that other processes, and later
+    runs, only ever see complete files. What is not moved is deleted.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as path:
+        yield Path(path)

@@ -14,9 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from fashion import backbones, downloads, drawing, errors, features, sources
+from fashion import errors
+from fashion.backbones import architectures, feature_cache
+from fashion.datasets import fashion_mnist
+from fashion.environment import keras_home
 from fashion.options import Options
-from fashion.run import OUTPUT_FILES, Run
+from fashion.reporting import plot_style
+from fashion.tracking.run import OUTPUT_FILES, Run
 
 import keras
 import numpy as np
@@ -117,7 +121,7 @@ def train(script: ModuleType, *words: object) -> Result:
 
 def make_pictures_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a short run, half of the time would be its pictures': here they are not laid out."""
-    monkeypatch.setitem(drawing.STYLE, "figure.constrained_layout.use", False)
+    monkeypatch.setitem(plot_style.STYLE, "figure.constrained_layout.use", False)
 
 
 @pytest.fixture
@@ -183,7 +187,7 @@ def write_idx(folder: Path, data: common.FashionMNIST, classes: range) -> Path:
 @pytest.fixture(scope="session")
 def whole_folder() -> Path:
     """A folder with the whole data set."""
-    for folder in downloads.keras_home() / "datasets" / "fashion-mnist", sources.DEBIAN_FOLDER:
+    for folder in keras_home() / "datasets" / "fashion-mnist", fashion_mnist.DEBIAN_FOLDER:
         if (folder / "train-images-idx3-ubyte.gz").exists():
             return folder
     pytest.skip("needs the whole data set: apt-get install dataset-fashion-mnist")
@@ -194,9 +198,7 @@ def imagenet_weights() -> str:
     """A weights file of an ImageNet-trained ResNet50 without its top."""
     if path := os.environ.get("RESNET50_WEIGHTS"):
         return path
-    path = (
-        downloads.keras_home() / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    )
+    path = keras_home() / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
     if not path.exists():
         pytest.skip("needs ImageNet weights: in Keras' cache, or a file named by $RESNET50_WEIGHTS")
     return str(path)
@@ -208,7 +210,7 @@ def imagenet_weights() -> str:
 @functools.cache
 def random_network(name: str, image_size: int) -> keras.Model:
     """A network of random weights, those of its BatchNormalizations included."""
-    network = backbones.load_network(name, image_size, "none", seed=0)
+    network = architectures.load_network(name, image_size, "none", seed=0)
     rng = np.random.default_rng(0)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -220,14 +222,14 @@ def random_network(name: str, image_size: int) -> keras.Model:
 
 
 @pytest.fixture
-def random_backbone(monkeypatch) -> Callable[[str, int, str], backbones.Backbone]:
+def random_backbone(monkeypatch) -> Callable[[str, int, str], architectures.Backbone]:
     """Makes a `Backbone` of `random_network`, in a precision."""
 
-    def load_backbone(name: str, image_size: int, precision: str) -> backbones.Backbone:
+    def load_backbone(name: str, image_size: int, precision: str) -> architectures.Backbone:
         words = ("--backbone", name, "--image-size", image_size, "--precision", precision)
         network = random_network(name, image_size)
         with monkeypatch.context() as patch:
-            patch.setattr(backbones, "load_network", lambda *of: network)
+            patch.setattr(architectures, "load_network", lambda *of: network)
             return resnet50_fashion.load_backbone(parse(resnet50_fashion, *words))
 
     return load_backbone
@@ -264,13 +266,13 @@ def build_small_resnet(include_top: bool, weights: None, input_shape: tuple) -> 
 
 def make_resnet_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has `--backbone resnet50` mean a small network of its kind."""
-    small = backbones.ARCHITECTURES["resnet50"]._replace(build=build_small_resnet)
-    monkeypatch.setitem(backbones.ARCHITECTURES, "resnet50", small)
+    small = architectures.ARCHITECTURES["resnet50"]._replace(build=build_small_resnet)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "resnet50", small)
 
 
 def make_files_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the cache keep 20 images a file, so that few images make several files."""
-    monkeypatch.setattr(features, "CHUNK", 20)
+    monkeypatch.setattr(feature_cache, "CHUNK", 20)
 
 
 @pytest.fixture

@@ -4,24 +4,24 @@ import socket
 import threading
 import time
 
-from fashion import downloads
+from fashion import environment
 
 import pytest
 
 
 def test_home_is_kerass_own(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    assert downloads.keras_home() == tmp_path / "keras"
+    assert environment.keras_home() == tmp_path / "keras"
     monkeypatch.delenv("KERAS_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert downloads.keras_home() == tmp_path / ".keras"
+    assert environment.keras_home() == tmp_path / ".keras"
 
 
 def test_server_that_refuses_is_not_reachable():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(OSError, match="Connection refused"):
-        downloads.check_reachable(f"http://127.0.0.1:{port}/")
+        environment.check_reachable(f"http://127.0.0.1:{port}/")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def silent_server():
 def test_server_that_does_not_answer_is_given_up(silent_server):
     start = time.monotonic()
     with pytest.raises(OSError, match=r"no answer|timed out"):
-        downloads.check_reachable(silent_server, seconds=1)
+        environment.check_reachable(silent_server, seconds=1)
     assert time.monotonic() - start < 5
 
 
@@ -50,6 +50,6 @@ def test_server_that_answers_is_reachable():
 
         thread = threading.Thread(target=answer)
         thread.start()
-        downloads.check_reachable(f"http://127.0.0.1:{server.getsockname()[1]}/file")
+        environment.check_reachable(f"http://127.0.0.1:{server.getsockname()[1]}/file")
         thread.join()
     assert asked[0].startswith(b"HEAD /file ")  # and not the file itself

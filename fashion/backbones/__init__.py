@@ -1,0 +1,1 @@
+"""Pretrained backbones: architectures, weights, folding, pooling and the feature cache."""

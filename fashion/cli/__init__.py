@@ -1,0 +1,1 @@
+"""The command line: options, recipes and actions such as `--predict`."""
