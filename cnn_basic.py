@@ -1,6 +1,7 @@
 """A baseline on Fashion-MNIST: Flatten → Dense(ReLU) → Dense(softmax), about 87 % in seconds.
 
-The saved model takes raw uint8 (N, 28, 28) images and gives probabilities (N, classes).
+The name is the published one; the network has no convolution. The saved model takes raw uint8
+(N, 28, 28) images and returns (N, classes) probabilities.
 """
 
 from dataclasses import dataclass
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from fashion import devices
-from fashion.evaluation.embeddings import answer
+from fashion.cli import command_line
+from fashion.evaluation.embeddings import predict_with_embeddings
 from fashion.options import PositiveInt
+from fashion.reporting import results
 
 import keras
 
@@ -18,72 +21,75 @@ import common
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The network."""
+    """Architecture of the network."""
 
     hidden_units: PositiveInt = 32
-    """size of the hidden layer; 10, as many as there are classes, is the recipe as published"""
+    """units in the hidden layer (the published recipe uses 10, one per class)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(common.Options):
     """All options of this script."""
 
-    script: ClassVar[str] = "cnn_basic"
+    script_name: ClassVar[str] = "cnn_basic"
     training: common.TrainingOptions = common.TrainingOptions(epochs=10, batch_size=32)
     results: common.ResultsOptions = common.ResultsOptions(output_dir=Path("outputs/cnn_basic"))
     model: ModelOptions = ModelOptions()
 
 
-def build_model(hidden_units: int, classes: int) -> keras.Model:
-    """uint8 (N, 28, 28) → float32 (N, classes) probabilities."""
+def build_model(hidden_units: int, num_classes: int) -> keras.Model:
+    """Build the network: uint8 (N, 28, 28) → float32 (N, num_classes) probabilities."""
     return keras.Sequential(
         [
             keras.Input((28, 28), dtype="uint8", name="images"),
-            keras.layers.Rescaling(1 / 255),  # on pixels from 0 to 255 the ReLUs die
+            keras.layers.Rescaling(1 / 255),  # ReLUs die on inputs in [0, 255]
             keras.layers.Flatten(),
             keras.layers.Dense(hidden_units, activation="relu"),
-            keras.layers.Dense(classes, activation="softmax", name="probabilities"),
+            keras.layers.Dense(num_classes, activation="softmax", name="probabilities"),
         ],
         name="cnn_basic",
     )
 
 
 def train(model: keras.Model, run: common.Run) -> None:
-    """Trains by Adam; ends with the weights of the best epoch."""
+    """Train with Adam and restore the weights of the best epoch."""
     options, data = run.options.training, run.data
     model.compile(
         optimizer=keras.optimizers.Adam(options.learning_rate),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
-        # A step of so small a model is shorter than Python's way from one step to the next.
+        # The model is so small that Python overhead per step would dominate.
         steps_per_execution=500,
     )
     model.fit(
-        common.batches(data.train.images, data.train.labels, options.batch_size, options.seed),
+        common.make_dataset(data.train.images, data.train.labels, options.batch_size, options.seed),
         epochs=options.epochs,
-        shuffle=False,  # they are
-        validation_data=common.batches(data.validation.images, data.validation.labels, 1000),
-        callbacks=[run.epoch_log, common.best_epoch(patience=options.epochs)],
+        shuffle=False,  # the dataset is already shuffled
+        validation_data=common.make_dataset(data.validation.images, data.validation.labels, 1000),
+        callbacks=[run.epoch_logger, common.early_stopping(patience=options.epochs)],
         verbose=2,
     )
 
 
 def main(options: Options) -> None:
-    """Data → model → training → evaluation → output."""
+    """Load the data, train the model, evaluate it and save the results."""
     with common.Run(options) as run:
         with run.stage("data"):
             data = common.load_fashion_mnist(options.data)
         common.start_wandb(run, data)
         keras.utils.set_random_seed(options.training.seed)
         devices.make_deterministic()
-        with run.stage("training", lower="--batch-size or --hidden-units"):
+        with run.stage("training", oom_hint="--batch-size or --hidden-units"):
             model = build_model(options.model.hidden_units, len(data.class_names))
             train(model, run)
-        with run.stage("evaluation", lower="--hidden-units"):
-            answers = {name: answer(model, split.images) for name, split in data.splits.items()}
-        run.save(model, answers)
-    run.conclude()
+        with run.stage("evaluation", oom_hint="--hidden-units"):
+            predictions = {
+                name: predict_with_embeddings(model, split.images)
+                for name, split in data.splits.items()
+            }
+        summary = results.save(run, model, predictions)
+    summary.print_and_check()
 
 
 if __name__ == "__main__":
-    common.run_script(main, Options, __doc__)
+    command_line.run_script(main, Options, __doc__)

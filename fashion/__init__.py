@@ -1,7 +1,7 @@
-"""The rooms that the two scripts stand on. Importing it prepares TensorFlow and Keras.
+"""Library code behind the two scripts. Importing it configures TensorFlow and Keras.
 
-These are the project's only side effects of an import, and they must come before Keras is imported
-by anybody else: the backend is chosen, TensorFlow's chatter is kept away, the clock starts.
+The settings must be made before anything else imports Keras: they select the Keras backend, silence
+TensorFlow's logging and start the run timer. They are the project's only side effects of an import.
 """
 
 import contextlib
@@ -11,40 +11,40 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-START = time.perf_counter()  # before the slow imports: a user waits for them, too
+START_TIME = time.perf_counter()  # before the slow imports, which the user waits for
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # notes on GPU drivers would bury the results
+os.environ["KERAS_BACKEND"] = "tensorflow"  # overrides keras.json
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # messages on GPU drivers would hide the results
 
 
 @contextlib.contextmanager
-def _silent_import() -> Iterator[None]:
-    """Keeps what is written to the stream of errors within the block, unless it raises.
+def _suppress_stderr() -> Iterator[None]:
+    """Suppress stderr inside the block; replay it if the block raises.
 
-    TensorFlow 2.21's libraries write lines on logging, oneDNN and CUDA as they are loaded, twice.
-    No setting silences them, and they go to the descriptor itself, past `sys.stderr`.
+    TensorFlow 2.21's libraries write lines on logging, oneDNN and CUDA when they are loaded, twice.
+    No setting silences them, and they bypass `sys.stderr` by writing to the file descriptor.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
+    with tempfile.TemporaryFile() as captured:
         stderr = os.dup(2)
-        os.dup2(held.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except KeyboardInterrupt:
-            sys.exit(130)  # Ctrl-C, without a traceback through all that imports
+            sys.exit(130)  # Ctrl-C, without a traceback through all the imports
         except BaseException:
-            held.seek(0)
-            os.write(stderr, held.read())
+            captured.seek(0)
+            os.write(stderr, captured.read())
             raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
 
 
-with _silent_import():
+with _suppress_stderr():
     import keras
     import tensorflow as tf
 
-tf.get_logger().setLevel("ERROR")  # or it warns that several models' functions are compiled
+tf.get_logger().setLevel("ERROR")  # silence the retracing warning
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")

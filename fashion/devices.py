@@ -1,6 +1,6 @@
-"""What computes: GPUs, their memory, precision, loss scaling, inference in batches.
+"""GPUs, precision, memory errors, loss scaling and batched inference.
 
-The one room that sets TensorFlow's distribution strategy and asks for it.
+This is the only module that deals with TensorFlow's distribution strategy.
 """
 
 import contextlib
@@ -11,38 +11,42 @@ from typing import Any, Literal
 
 from fashion import environment
 from fashion.errors import UsageError, UserError
-from fashion.options import AllOrCount
+from fashion.options import GpuCount
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-# Precision → Keras' dtype policy.
-DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+# Precision → Keras dtype policy.
+DTYPE_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """What computes."""
+    """Hardware and numerical precision."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """of the frozen network; auto: bfloat16 where it is native, float16 on GPUs with that alone"""
-    gpus: AllOrCount = "all"
-    """use all GPUs or the first N, each with its share of the work; 0 is the processor alone"""
+    """precision of the frozen backbone; auto: bfloat16 if the hardware supports it, float16 on GPUs
+    that only support float16, else float32"""
+    gpus: GpuCount = "all"
+    """use all GPUs or the first N, data-parallel; 0: CPU only"""
 
 
-def use(gpus: int | str) -> None:
-    """Uses "all" GPUs, or the first so many, each with its own share of each step.
+def configure_gpus(gpus: int | str) -> None:
+    """Use all GPUs or the first N; several GPUs run data-parallel with MirroredStrategy.
 
-    On them, too, the same seed gives the same figures.
+    Operations are made deterministic: runs with equal seeds give equal results.
+
+    Args:
+        gpus: "all" or N.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: If there are fewer than N.
     """
     devices = tf.config.list_physical_devices("GPU")
     if gpus != "all":
         if int(gpus) > len(devices):
-            raise UsageError(f"--gpus {gpus}: TensorFlow sees {len(devices)}")
+            raise UsageError(f"--gpus {gpus}: TensorFlow finds {len(devices)} GPUs")
         devices = devices[: int(gpus)]
         tf.config.set_visible_devices(devices, "GPU")
     if len(devices) > 1:
@@ -51,16 +55,16 @@ def use(gpus: int | str) -> None:
 
 
 def make_deterministic() -> None:
-    """Has GPUs, if any is used, add in the same order each time, as the processor does anyway."""
+    """Enable deterministic ops if a GPU is used (CPU ops are deterministic anyway)."""
     if tf.config.get_visible_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
 
 
-def choose_precision(precision: str) -> str:
-    """Turns "auto" into the fastest of `DTYPES` that the first GPU, or the processor, has.
+def resolve_precision(precision: str) -> str:
+    """Replace "auto" by the fastest precision that the first GPU, or the CPU, supports.
 
-    A GPU's matrix units take float16 from compute capability 7.0 on, bfloat16 from 8.0 on. On a
-    processor, float16 is no faster than float32.
+    The matrix units of GPUs support float16 from compute capability 7.0 on, bfloat16 from 8.0 on.
+    On CPUs, float16 is not faster than float32.
     """
     if precision != "auto":
         return precision
@@ -69,23 +73,22 @@ def choose_precision(precision: str) -> str:
         capability = details.get("compute_capability", (0, 0))
         if (7, 0) <= capability < (8, 0):
             return "float16"
-        native = capability >= (8, 0)
+        has_bfloat16 = capability >= (8, 0)
     else:
         flags = environment.cpu_info().get("flags", "").split()
-        native = bool({"avx512_bf16", "amx_bf16"}.intersection(flags))
-    return "bfloat16" if native else "float32"
+        has_bfloat16 = bool({"avx512_bf16", "amx_bf16"}.intersection(flags))
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
-def scale_loss(optimizer: keras.Optimizer, layer: keras.Layer) -> keras.Optimizer:
-    """The same optimizer or, where layers compute in float16, one of a loss times a large factor.
+def with_loss_scaling(optimizer: keras.Optimizer, layer: keras.Layer) -> keras.Optimizer:
+    """Wrap the optimizer in a `LossScaleOptimizer` if `layer` computes in float16.
 
-    Else small gradients would be 0. The factor adapts itself; what is applied is divided by it.
-    Keras does so by itself only where the dtype policy of the model, and not just that of its
-    layers, is "mixed_float16".
+    Without loss scaling, small gradients underflow to 0. Keras adds it by itself only if the
+    dtype policy of the model is "mixed_float16", not if only the policies of its layers are.
 
     Args:
-        optimizer: to be compiled with.
-        layer: one of those that are trained.
+        optimizer: Optimizer to compile the model with.
+        layer: A trainable layer of the model.
     """
     if layer.compute_dtype != "float16":
         return optimizer
@@ -93,72 +96,77 @@ def scale_loss(optimizer: keras.Optimizer, layer: keras.Layer) -> keras.Optimize
 
 
 @contextlib.contextmanager
-def enough_memory(work: str, lower: str) -> Iterator[None]:
-    """Says what to do where a GPU's memory, or the processor's, is too small for the block.
+def handle_out_of_memory(stage: str, oom_hint: str) -> Iterator[None]:
+    """Turn out-of-memory errors of the GPU or the CPU into a `UserError`.
 
     Args:
-        work: what the block does.
-        lower: the option that makes it need less.
+        stage: Name of the stage that the block runs.
+        oom_hint: Option that reduces the memory need.
 
     Raises:
-        UserError: it is too small.
+        UserError: If memory runs out.
     """
     try:
         yield
     except (tf.errors.ResourceExhaustedError, tf.errors.InternalError, MemoryError) as error:
-        # The latter is of many kinds; this one is of a batch for which there is no room.
-        full = "Dst tensor is not initialized" in str(error)
-        if isinstance(error, tf.errors.InternalError) and not full:
+        # TensorFlow reports a batch that does not fit as an InternalError with this message.
+        is_full = "Dst tensor is not initialized" in str(error)
+        if isinstance(error, tf.errors.InternalError) and not is_full:
             raise
-        raise UserError(f"out of memory during {work}: try it with a lower {lower}") from None
+        raise UserError(f"out of memory during {stage}; try a smaller {oom_hint}") from None
 
 
 def predict_in_batches(
     model: keras.Model, inputs: np.ndarray, batch_size: int = 1000
 ) -> np.ndarray:
-    """The model's outputs for all inputs, float32.
+    """Return the model's outputs for all inputs, as float32.
 
-    `model.predict` does the same, but turns float16 inputs to float32, all of them at once.
+    `model.predict` converts float16 inputs to float32, all of them at once; this function does not.
     """
     batches = [inputs[i : i + batch_size] for i in range(0, len(inputs), batch_size)]
     outputs: list[np.ndarray] = []
-    for i in range(0, len(batches), count()):
-        outputs += [o.astype("float32") for o in predict_batches(model, batches[i : i + count()])]
+    for i in range(0, len(batches), num_replicas()):
+        group = batches[i : i + num_replicas()]
+        outputs += [output.astype("float32") for output in predict_on_replicas(model, group)]
     return np.concatenate(outputs)
 
 
-def count() -> int:
-    """How many devices share the work: GPUs, if there are several, else one."""
+def num_replicas() -> int:
+    """Return the number of devices that share the work: the number of GPUs, at least 1."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def predict_batches(model: keras.Model, batches: list[np.ndarray]) -> list[Any]:
-    """The model's outputs for each of at most as many batches as there are devices, at once.
+def predict_on_replicas(model: keras.Model, batches: list[np.ndarray]) -> list[Any]:
+    """Return the model's outputs for each batch, computed at once, one batch per device.
 
-    A device has a whole batch, so that the outputs do not depend on how many devices there are.
+    Each device gets a complete batch, so the outputs do not depend on the number of devices.
+
+    Args:
+        model: Model to call in inference mode.
+        batches: At most `num_replicas()` batches.
     """
     strategy = tf.distribute.get_strategy()
-    if count() == 1:
+    if num_replicas() == 1:
         return [model.predict_on_batch(batch) for batch in batches]
     if not batches:
         return []
-    # Every device must take part: those without a batch of their own repeat the last.
+    # Every device must take part, so devices without a batch repeat the last one.
     inputs = strategy.experimental_distribute_values_from_function(
         lambda device: tf.constant(batches[min(device.replica_id_in_sync_group, len(batches) - 1)])
     )
-    outputs = _on_each_device(model)(inputs)
+    outputs = _replica_predict_fn(model)(inputs)
 
-    def of_device(i: int) -> object:
+    def replica_outputs(i: int) -> object:
         return tf.nest.map_structure(
             lambda values: strategy.experimental_local_results(values)[i].numpy(), outputs
         )
 
-    return [of_device(i) for i in range(len(batches))]
+    return [replica_outputs(i) for i in range(len(batches))]
 
 
 @lru_cache(maxsize=4)
-def _on_each_device(model: keras.Model) -> Callable:
-    """The model's inference on each device's own inputs, as a compiled function."""
+def _replica_predict_fn(model: keras.Model) -> Callable:
+    """Return a compiled function that runs the model on each device's inputs."""
     strategy = tf.distribute.get_strategy()
     return tf.function(
         lambda inputs: strategy.run(lambda batch: model(batch, training=False), (inputs,)),

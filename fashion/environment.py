@@ -1,4 +1,4 @@
-"""What a run is computed with: versions, commit, processor, memory."""
+"""The machine that a run uses: versions, CPU, memory, files, reachability of servers."""
 
 import contextlib
 import http.client
@@ -18,19 +18,21 @@ import numpy as np
 import tensorflow as tf
 import wandb
 
-PROC = Path("/proc")  # Linux has it; Windows and macOS have not
+PROC = Path("/proc")  # Linux only
+
+# ------------------------------------------------------------------------ versions and memory
 
 
 def cpu_info() -> dict[str, str]:
-    """`/proc/cpuinfo` of the first core: {"model name": …, "flags": …}; {} where there is none."""
+    """Return the first core's `/proc/cpuinfo`, such as {"model name": …, "flags": …}, or {}."""
     with contextlib.suppress(OSError):
         lines = (PROC / "cpuinfo").read_text().split("\n\n")[0].splitlines()
         return dict(re.split(r"\s*:\s?", line, maxsplit=1) for line in lines if ":" in line)
     return {}
 
 
-def versions() -> dict[str, object]:
-    """What a run is computed with: software, the scripts' git commit, processor, GPUs."""
+def environment_info() -> dict[str, object]:
+    """Return package versions, the scripts' git commit, CPU and GPUs."""
     gpus = tf.config.get_visible_devices("GPU")
     return {
         "commit": git_commit(),
@@ -47,7 +49,7 @@ def versions() -> dict[str, object]:
 
 
 def git_commit() -> str | None:
-    """The commit of the scripts' repository, with "-dirty" after it if files differ from it."""
+    """Return the commit of the scripts' repository, with "-dirty" appended if files differ."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.check_output(
@@ -57,9 +59,9 @@ def git_commit() -> str | None:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory, in GB, that this process has had so far; {} where that is not known."""
+    """Return this process' peak memory in GB, by device; {} if unknown."""
     peak = {}
-    # On Linux: `ru_maxrss` would be at least what the process that started this one had.
+    # Not `ru_maxrss`: on Linux it is at least the parent process' memory at the time of the fork.
     with contextlib.suppress(OSError, IndexError):
         status = (PROC / "self" / "status").read_text()
         peak["peak_gb"] = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
@@ -72,47 +74,54 @@ def peak_memory() -> dict[str, float]:
     return {name: round(value, 2) for name, value in peak.items()}
 
 
-def megabytes(size: int) -> str:
-    """Such as "1.2 GB" or "35 MB"."""
+# ------------------------------------------------------------------------ files and downloads
+
+
+def format_bytes(size: int) -> str:
+    """Format a size in bytes, such as "1.2 GB" or "35 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def keras_home() -> Path:
-    """Keras' folder for downloads."""
-    return Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
-
-
-def check_reachable(url: str, seconds: int = 8) -> None:
-    """Raises an `OSError` or `HTTPException` unless a URL answers within so many seconds.
-
-    A plain connection attempt is no such check: where a firewall drops packets it waits for its
-    timeout once per address of the host, which adds up to minutes.
-    """
-    errors: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=seconds).close()
-        except (OSError, http.client.HTTPException) as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer from {urllib.parse.urlsplit(url).hostname} in {seconds} s")
-    if errors:
-        raise errors[0]
 
 
 @contextlib.contextmanager
 def staging_dir(directory: Path) -> Iterator[Path]:
     """Yield a temporary directory inside `directory`, which is created if needed.
 
-    Files are written there and then moved to their final names, so that other processes, and later
-    runs, only ever see complete files. What is not moved is deleted.
+    The caller writes files there and moves each to its final name when it is complete, so that
+    other processes and later runs never see a partial file. Files that are left are deleted.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as path:
         yield Path(path)
+
+
+def keras_home() -> Path:
+    """Return Keras' directory for downloads."""
+    return Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras")))
+
+
+def check_reachable(url: str, timeout: float = 8) -> None:
+    """Check that a URL responds within `timeout` seconds.
+
+    A plain connection attempt is not enough: where a firewall drops packets, it waits for its
+    timeout once per address of the host, which adds up to minutes.
+
+    Raises:
+        OSError, http.client.HTTPException: If it does not.
+    """
+    errors: list[Exception] = []
+
+    def send_request() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=timeout).close()
+        except (OSError, http.client.HTTPException) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=send_request, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        host = urllib.parse.urlsplit(url).hostname
+        raise TimeoutError(f"no response from {host} within {timeout} s")
+    if errors:
+        raise errors[0]

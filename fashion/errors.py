@@ -1,4 +1,4 @@
-"""What the user can put right, and how a script ends."""
+"""Errors with a message for the user, and the exit codes of a script."""
 
 import contextlib
 import gc
@@ -12,70 +12,72 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-# Set once a library waits for what may never come, as it would at the interpreter's end, too.
-stuck = threading.Event()
+# Set when a library thread may block forever; interpreter shutdown would then hang as well.
+hung = threading.Event()
 
 
 class UserError(Exception):
-    """What the user can put right: the message says what is wrong and what to do."""
+    """An error that the user can fix: the message says what happened and what to do."""
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """A value on the command line that cannot be used."""
+    """An invalid value on the command line."""
 
     exit_code = 2
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a cluster sends some time before it kills: all is closed as for Ctrl-C."""
+    """SIGTERM, which a cluster sends some time before it kills; handled like Ctrl-C."""
 
 
-def _terminate(*of: object) -> NoReturn:
+def _handle_sigterm(*_args: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
     raise Terminated
 
 
-def end(code: int, at_once: bool = False) -> NoReturn:
-    """Ends the process; at once, without the interpreter's own end, if asked or `stuck`."""
-    if not at_once and not stuck.is_set():
-        gc.freeze()  # or, for a second, it would look through all that TensorFlow and Keras made
+def exit_process(code: int, immediately: bool = False) -> NoReturn:
+    """Exit; skip interpreter shutdown if `immediately` or if a library thread hangs."""
+    if not immediately and not hung.is_set():
+        gc.freeze()  # else shutdown spends a second on TensorFlow's and Keras' objects
         sys.exit(code)
     for stream in sys.stdout, sys.stderr:
-        with contextlib.suppress(OSError):  # nobody reads it any more
+        with contextlib.suppress(OSError):  # the reader may be gone
             stream.flush()
     os._exit(code)
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Calls `main` and ends the process: exit code 0; 1 or 2 for an error; 130 for Ctrl-C.
+    """Call `main`, print errors in a line or two, and exit the process.
 
-    143 for SIGTERM, and 141 (a shell's for SIGPIPE) where nobody reads the output any more, as
-    after `| head`.
+    Exit codes: 0 for success, 1 or 2 for an error, 130 for Ctrl-C, 143 for SIGTERM, and 141 (a
+    shell's code for SIGPIPE) if the reader of the output is gone, as after `| head`.
     """
-    script = Path(sys.argv[0]).name
+    script_name = Path(sys.argv[0]).name
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, _handle_sigterm)
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that has no "…" or "×"
+            stream.reconfigure(errors="backslashreplace")  # for terminals without "…" or "×"
     try:
         try:
             main()
         finally:
             sys.stdout.flush()
-        end(0)
+        exit_process(0)
     except UserError as error:
-        print(f"{script}: error: {error}", file=sys.stderr)
-        end(error.exit_code)
+        print(f"{script_name}: error: {error}", file=sys.stderr)
+        exit_process(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's end would try again
-        end(141)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else interpreter shutdown writes again
+        exit_process(141)
     except KeyboardInterrupt as error:
-        warnings.simplefilter("ignore")  # asyncio's, on what was not awaited within wandb
-        terminated = isinstance(error, Terminated)
-        print(f"\n{script}: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
-        # A thread of TensorFlow's may be in the midst of an epoch, and the interpreter's end crash.
-        end(143 if terminated else 130, at_once=True)
+        warnings.simplefilter("ignore")  # asyncio's, about coroutines that wandb did not await
+        is_terminated = isinstance(error, Terminated)
+        print(
+            f"\n{script_name}: {'terminated' if is_terminated else 'interrupted'}", file=sys.stderr
+        )
+        # A TensorFlow thread may be in the middle of an epoch, and interpreter shutdown may crash.
+        exit_process(143 if is_terminated else 130, immediately=True)

@@ -1,7 +1,7 @@
-"""The options that both scripts have, and the types of options.
+"""Options shared by both scripts, and the types of option values.
 
-Options are frozen dataclasses, a field and its sentence each. A group of options is a class; a
-script's `Options` has a field for each group.
+Options are frozen dataclasses; each field is followed by its help text. A class is a group of
+options; a script's `Options` has one field per group.
 """
 
 import argparse
@@ -18,33 +18,33 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 
 @dataclass(frozen=True)
-class Word:
-    """How an option reads its word, or each of its words; a part of its type, for `Annotated`."""
+class ArgType:
+    """How `argparse` reads the arguments of an option; used inside `Annotated`."""
 
-    parse: Callable[[str], Any]  # raises an `ArgumentTypeError` that says what it expected
+    parse: Callable[[str], Any]  # raises an `ArgumentTypeError` with the expected values
     metavar: str
-    several: bool = False
+    multiple: bool = False
 
 
-def _number(
-    convert: Callable[[str], float], accepts: Callable[[float], bool], expected: str
+def _number_parser(
+    convert: Callable[[str], float], is_valid: Callable[[float], bool], expected: str
 ) -> Callable[[str], float]:
-    """A function that turns a word into a number and says what it expected."""
+    """Return a function that parses a number and reports the expected range."""
 
     def parse(text: str) -> float:
         try:
             value = convert(text)
         except ValueError:
             value = math.nan  # fails every comparison
-        if not accepts(value):
+        if not is_valid(value):
             raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
         return value
 
     return parse
 
 
-def one_of(names: Iterable[str]) -> Word:
-    """One of these names."""
+def choice(names: Iterable[str]) -> ArgType:
+    """Return the type of an option that takes one of `names`."""
     names = tuple(names)
 
     def parse(text: str) -> str:
@@ -53,12 +53,12 @@ def one_of(names: Iterable[str]) -> Word:
             raise argparse.ArgumentTypeError(f"expected one of {expected}, got {text!r}")
         return text
 
-    return Word(parse, "{" + ",".join(names) + "}")
+    return ArgType(parse, "{" + ",".join(names) + "}")
 
 
 def _path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("expected a path, got nothing")
+        raise argparse.ArgumentTypeError("expected a path, got an empty string")
     return Path(text)
 
 
@@ -68,109 +68,110 @@ def _project_name(text: str) -> str:
     return text
 
 
-def _all_or_count(text: str) -> int | str:
-    count = _number(int, lambda value: 0 <= value < 2**31, 'a whole number from 0, or "all"')
-    return text if text == "all" else int(count(text))
+def _gpu_count(text: str) -> int | str:
+    parse = _number_parser(int, lambda value: 0 <= value < 2**31, '"all" or an integer >= 0')
+    return text if text == "all" else int(parse(text))
 
 
-_positive = _number(int, lambda value: 1 <= value < 2**31, "a whole number from 1")
-_whole = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0")
-_seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
-_above_0 = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
-_below_1 = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-_share = _number(float, lambda value: 0 < value <= 1, "an accuracy between 0 and 1, such as 0.9")
+_positive_int = _number_parser(int, lambda value: 1 <= value < 2**31, "an integer >= 1")
+_non_negative_int = _number_parser(int, lambda value: 0 <= value < 2**31, "an integer >= 0")
+_seed = _number_parser(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 4294967295")
+_positive_float = _number_parser(float, lambda value: 0 < value < math.inf, "a number > 0")
+_rate = _number_parser(float, lambda value: 0 <= value < 1, "a number >= 0 and < 1")
+_fraction = _number_parser(float, lambda value: 0 < value <= 1, "a number > 0 and <= 1")
 
-PositiveInt = Annotated[int, Word(_positive, "N")]
-WholeNumber = Annotated[int, Word(_whole, "N")]
-Seed = Annotated[int, Word(_seed, "N")]
-AllOrCount = Annotated[int | str, Word(_all_or_count, "all|N")]
-PositiveFloat = Annotated[float, Word(_above_0, "X")]
-Rate = Annotated[float, Word(_below_1, "X")]
-Folder = Annotated[Path, Word(_path, "FOLDER")]
-ProjectName = Annotated[str, Word(_project_name, "NAME")]
-# What happens without these, their sentences say.
-OptionalInt = Annotated[int | None, Word(_positive, "N")]
-OptionalShare = Annotated[float | None, Word(_share, "X")]
-OptionalFolder = Annotated[Path | None, Word(_path, "FOLDER")]
-OptionalPaths = Annotated[list[Path] | None, Word(_path, "PICTURE", several=True)]
-Flag = Annotated[bool, "without a --no-… of its own"]
+PositiveInt = Annotated[int, ArgType(_positive_int, "N")]
+NonNegativeInt = Annotated[int, ArgType(_non_negative_int, "N")]
+Seed = Annotated[int, ArgType(_seed, "N")]
+GpuCount = Annotated[int | str, ArgType(_gpu_count, "all|N")]
+PositiveFloat = Annotated[float, ArgType(_positive_float, "X")]
+Rate = Annotated[float, ArgType(_rate, "X")]
+Directory = Annotated[Path, ArgType(_path, "DIR")]
+ProjectName = Annotated[str, ArgType(_project_name, "NAME")]
+# The default behavior (None) is described in each option's help.
+OptionalInt = Annotated[int | None, ArgType(_positive_int, "N")]
+OptionalFraction = Annotated[float | None, ArgType(_fraction, "X")]
+OptionalDirectory = Annotated[Path | None, ArgType(_path, "DIR")]
+OptionalPaths = Annotated[list[Path] | None, ArgType(_path, "PATH", multiple=True)]
+Flag = Annotated[bool, "a flag without a --no-… counterpart"]
 
 # ------------------------------------------------------------------------------------ options
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/fashion-mnist-features`, by default below `~/.cache`."""
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(caches)) / "fashion-mnist-features"
+    """Return `$XDG_CACHE_HOME/fashion-mnist-features`, by default below `~/.cache`."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(cache_home)) / "fashion-mnist-features"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Fashion-MNIST, or one's own pictures, or a part; a smaller part is one of a larger."""
+    """Data set and subset sizes; smaller subsets are nested in larger ones."""
 
-    data_dir: OptionalFolder = None
-    """folder with the four IDX files, or with a folder of pictures for each class (default:
-    a cache's or a package's Fashion-MNIST, else downloaded)"""
-    cache_dir: Folder = dataclasses.field(default_factory=default_cache_dir)
-    """keeps, for later runs, own pictures as 28×28, and what a frozen network makes of images"""
+    data_dir: OptionalDirectory = None
+    """directory with the four IDX files, or with one directory of images per class (default: find
+    Fashion-MNIST in Keras' cache or a system package, else download it)"""
+    cache_dir: Directory = dataclasses.field(default_factory=default_cache_dir)
+    """cache for features of the frozen backbone and for preprocessed images, shared by all runs"""
     train_size: OptionalInt = None
-    """use N class-balanced training images (default: all; of Fashion-MNIST 55000)"""
+    """train on N class-balanced images (default: all; 55000 of Fashion-MNIST)"""
     validation_size: OptionalInt = None
-    """use N class-balanced validation images (default: all; 5000)"""
+    """validate on N class-balanced images (default: all; 5000)"""
     test_size: OptionalInt = None
-    """use N class-balanced test images (default: all; 10000)"""
+    """test on N class-balanced images (default: all; 10000)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Of the whole network or, on frozen features, of the head."""
+    """Training of the network, or of the head on frozen features."""
 
     epochs: PositiveInt = 10
     """passes over the training images"""
     batch_size: PositiveInt = 32
     """images per training step"""
     learning_rate: PositiveFloat = 1e-3
-    """Adam's, at the start"""
+    """initial learning rate of Adam"""
     seed: Seed = 0
-    """of initial weights, shuffling and dropout"""
+    """random seed of initial weights, shuffling and dropout"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsOptions:
-    """What a run leaves, and where."""
+    """Output files and Weights & Biases."""
 
-    output_dir: Folder = Path("outputs")
-    """gets the model, its results, pictures and report.html"""
-    require_accuracy: OptionalShare = None
-    """exit with 1 if the validation accuracy ends below X; 0.9 is 90 % (default: no such check)"""
+    output_dir: Directory = Path("outputs")
+    """directory for the model, its metrics, figures and report.html"""
+    require_accuracy: OptionalFraction = None
+    """exit with status 1 if the final validation accuracy is below X, such as 0.9 (default: no
+    check)"""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Weights & Biases; auto is online where a key is configured, else offline"""
+    """mode of Weights & Biases; auto: online if an API key is configured, else offline"""
     project: ProjectName = "fashion-mnist"
     """W&B project"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UseOptions:
-    """Instead of a training."""
+class PredictionOptions:
+    """Actions on a trained model, instead of training."""
 
     predict: OptionalPaths = None
-    """classify these picture files, or those of a folder, by the model in --output-dir"""
+    """classify image files, or all images in a directory, with the model in --output-dir"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What both scripts take; a script adds its own groups."""
+    """Options of both scripts; each script adds its own groups."""
 
-    script: ClassVar[str]  # its name, without .py: its results appear under it
+    script_name: ClassVar[str]  # without .py; results appear under this name
 
     data: DataOptions = DataOptions()
     training: TrainingOptions = TrainingOptions()
     results: ResultsOptions = ResultsOptions()
-    use_of_the_model: UseOptions = UseOptions()
+    prediction: PredictionOptions = PredictionOptions()
 
     def config(self) -> dict[str, Any]:
-        """Every option by its name, as a run notes them; a `Path` as text."""
-        values = {"model": self.script}
+        """Return all options by name, as recorded in metrics.json; paths as strings."""
+        values = {"model": self.script_name}
         for group in dataclasses.fields(self):
             options = getattr(self, group.name)
             for field in dataclasses.fields(options):
@@ -179,4 +180,4 @@ class Options:
         return values
 
 
-AnyOptions = TypeVar("AnyOptions", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)

@@ -1,4 +1,4 @@
-"""What computes: precision, inference in batches, one device and two."""
+"""Precision, memory errors, inference in batches, one device and two."""
 
 import subprocess
 import sys
@@ -9,8 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, SAMPLE, Result
-from conftest import environment as process_environment
+from helpers.scripts import ROOT, SAMPLE, Result, process_environment
 
 import common
 
@@ -18,30 +17,30 @@ FAST = (
     *("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64, "--precision", "float32"),
     *("--train-size", 300, "--validation-size", 100, "--test-size", 100, "--epochs", 2),
     *("--fine-tune-blocks", 1, "--fine-tune-epochs", 2, "--fine-tune-batch-size", 50),
-    # All training images in one batch of the head, since several devices shuffle differently.
+    # One batch for all training images: several devices shuffle differently.
     *("--batch-size", 300, "--dropout", 0, "--wandb", "disabled"),
 )
 
 
-def test_more_gpus_than_there_are_is_a_usage_error():
-    seen = len(tf.config.list_physical_devices("GPU"))
-    with pytest.raises(common.UsageError, match=f"--gpus 99: TensorFlow sees {seen}"):
-        devices.use(99)
+def test_configure_gpus_with_too_many_raises_usage_error():
+    num_gpus = len(tf.config.list_physical_devices("GPU"))
+    with pytest.raises(common.UsageError, match=f"--gpus 99: TensorFlow finds {num_gpus} GPUs"):
+        devices.configure_gpus(99)
 
 
 @pytest.mark.skipif(
     bool(tf.config.list_physical_devices("GPU")), reason="needs a machine without a GPU"
 )
-def test_without_gpus_the_processor_is_the_one_device():
+def test_configure_gpus_without_gpu_uses_one_replica():
     for gpus in "all", 0:
-        devices.use(gpus)
-        assert devices.count() == 1
+        devices.configure_gpus(gpus)
+        assert devices.num_replicas() == 1
 
 
 @pytest.mark.skipif(
     bool(tf.config.list_physical_devices("GPU")), reason="needs a machine without a GPU"
 )
-def test_precision_is_bfloat16_where_the_processor_has_it(monkeypatch):
+def test_resolve_precision_follows_cpu_flags(monkeypatch):
     for flags, expected in (
         ("fpu avx2 avx512_bf16 sse", "bfloat16"),
         ("amx_tile amx_bf16", "bfloat16"),
@@ -50,9 +49,9 @@ def test_precision_is_bfloat16_where_the_processor_has_it(monkeypatch):
     ):
         info = {"flags": flags} if flags else {}
         monkeypatch.setattr(environment, "cpu_info", lambda info=info: info)
-        assert devices.choose_precision("auto") == expected
-        for asked_for in "float32", "bfloat16":
-            assert devices.choose_precision(asked_for) == asked_for
+        assert devices.resolve_precision("auto") == expected
+        for precision in "float32", "bfloat16":
+            assert devices.resolve_precision(precision) == precision
 
 
 @pytest.mark.parametrize(
@@ -66,25 +65,25 @@ def test_precision_is_bfloat16_where_the_processor_has_it(monkeypatch):
         ({"compute_capability": (12, 0)}, "bfloat16"),
     ],
 )
-def test_precision_on_a_gpu_is_what_its_matrix_units_take(capability, expected, monkeypatch):
-    """On a GPU that is not there: `test_gpu.py` asks one that is."""
+def test_resolve_precision_follows_compute_capability(capability, expected, monkeypatch):
+    """With simulated GPUs; `test_gpu.py` uses a real one."""
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a GPU", "another"])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: capability)
-    assert devices.choose_precision("auto") == expected
-    for asked_for in devices.DTYPES:
-        assert devices.choose_precision(asked_for) == asked_for
+    assert devices.resolve_precision("auto") == expected
+    for precision in devices.DTYPE_POLICIES:
+        assert devices.resolve_precision(precision) == precision
 
 
-def test_gpus_and_they_alone_are_made_deterministic(monkeypatch):
+def test_configure_gpus_enables_determinism_only_with_gpus(monkeypatch):
     calls, visible = [], []
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: visible)
     monkeypatch.setattr(
         tf.config.experimental, "enable_op_determinism", lambda: calls.append(list(visible))
     )
-    devices.use("all")
+    devices.configure_gpus("all")
     assert calls == []
     visible.append("a GPU")
-    devices.use("all")
+    devices.configure_gpus("all")
     assert calls == [["a GPU"]]
 
 
@@ -94,20 +93,21 @@ sys.path.insert(0, {str(ROOT)!r})
 import fashion
 import tensorflow as tf
 tf.config.experimental.enable_op_determinism()
-import common, {{script}}
-common.run_script({{script}}.main, {{script}}.Options, "")
+import {{script}}
+from fashion.cli import command_line
+command_line.run_script({{script}}.main, {{script}}.Options, "")
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inputs", ["cached", "augmented"])
-def test_nothing_in_a_run_is_against_determinism(inputs, tmp_path):
-    """As far as a processor can tell: each random operation has a seed."""
-    words = {
+def test_runs_support_deterministic_ops(inputs, tmp_path):
+    """On a CPU, this shows that each random operation has a seed."""
+    argv = {
         "resnet50_fashion": (*FAST, "--fine-tune-inputs", inputs, "--cache-dir", tmp_path),
         "cnn_basic": ("--data-dir", SAMPLE, "--epochs", 1, "--wandb", "disabled"),
     }
-    for script, more in words.items():
+    for script, more in argv.items():
         more = (*more, "--output-dir", tmp_path / script)
         subprocess.run(
             [sys.executable, "-c", DETERMINISTIC.format(script=script), *map(str, more)],
@@ -118,58 +118,61 @@ def test_nothing_in_a_run_is_against_determinism(inputs, tmp_path):
         assert Result(tmp_path / script).history
 
 
-def build_line(dtype):
-    """One weight, in a precision: (N, 1) → (N, 1)."""
-    line = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype=dtype)
-    return keras.Sequential([keras.Input((1,)), line])
+def build_one_weight_model(dtype):
+    """Build a model with one weight: (N, 1) → (N, 1)."""
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype=dtype)
+    return keras.Sequential([keras.Input((1,)), dense])
 
 
-@pytest.mark.parametrize("precision", devices.DTYPES)
-def test_gradients_that_are_too_small_for_float16_are_not_lost(precision):
-    """The weight's is 1e-3 · 1e-6, and float16's smallest number 6e-8."""
-    model = build_line(devices.DTYPES[precision])
-    optimizer = devices.scale_loss(keras.optimizers.SGD(1e9), model.layers[0])
+@pytest.mark.parametrize("precision", devices.DTYPE_POLICIES)
+def test_with_loss_scaling_keeps_small_float16_gradients(precision):
+    """The gradient is 1e-3 · 1e-6, and the smallest float16 number is 6e-8."""
+    model = build_one_weight_model(devices.DTYPE_POLICIES[precision])
+    optimizer = devices.with_loss_scaling(keras.optimizers.SGD(1e9), model.layers[0])
     assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "float16")
     model.compile(optimizer, loss=lambda true, predicted: 1e-6 * predicted)
     model.train_on_batch(np.full((1, 1), 1e-3), np.zeros((1, 1)))
     assert model.layers[0].kernel.numpy().item() == pytest.approx(1 - 1, abs=0.02)
 
 
-def test_without_a_scaled_loss_they_are_lost():
-    """Of which the test above is not aware."""
-    model = build_line("mixed_float16")
+def test_float16_without_loss_scaling_loses_small_gradients():
+    """Show that the test above can fail."""
+    model = build_one_weight_model("mixed_float16")
     model.compile(keras.optimizers.SGD(1e9), loss=lambda true, predicted: 1e-6 * predicted)
     model.train_on_batch(np.full((1, 1), 1e-3), np.zeros((1, 1)))
     assert model.layers[0].kernel.numpy().item() == 1
 
 
-def test_too_little_memory_names_the_option_to_lower():
-    message = "^out of memory during a rest: try it with a lower --batch-size$"
+def test_handle_out_of_memory_names_the_option():
+    message = "^out of memory during a test; try a smaller --batch-size$"
     with (
         pytest.raises(common.UserError, match=message),
-        devices.enough_memory("a rest", lower="--batch-size"),
+        devices.handle_out_of_memory("a test", oom_hint="--batch-size"),
     ):
         tf.zeros([10**14])  # 400 TB
 
 
-def test_full_gpu_is_too_little_memory_and_any_other_internal_error_is_a_bug():
+def test_handle_out_of_memory_propagates_other_internal_errors():
     full = "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not initialized."
     for text, expected in (full, common.UserError), ("something", tf.errors.InternalError):
-        with pytest.raises(expected), devices.enough_memory("a rest", lower="--batch-size"):
+        with (
+            pytest.raises(expected),
+            devices.handle_out_of_memory("a test", oom_hint="--batch-size"),
+        ):
             raise tf.errors.InternalError(None, None, text)
 
 
-def test_each_precision_is_a_dtype_policy_of_keras():
-    for precision, name in devices.DTYPES.items():
+def test_dtype_policies_compute_in_their_precision():
+    for precision, name in devices.DTYPE_POLICIES.items():
         policy = keras.dtype_policies.get(name)
         assert policy.compute_dtype == precision
         assert policy.variable_dtype == "float32"
 
 
-@pytest.mark.parametrize("count", [1, 999, 1000, 2345])
-def test_outputs_in_batches_are_those_of_predict(count):
+@pytest.mark.parametrize("num_inputs", [1, 999, 1000, 2345])
+def test_predict_in_batches_equals_predict(num_inputs):
     rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(count, 7)).astype("float16")
+    inputs = rng.normal(size=(num_inputs, 7)).astype("float16")
     model = keras.Sequential([keras.Input((7,), dtype="float16"), keras.layers.Dense(3)])
     outputs = devices.predict_in_batches(model, inputs)
     assert outputs.dtype == np.float32
@@ -178,14 +181,14 @@ def test_outputs_in_batches_are_those_of_predict(count):
     np.testing.assert_allclose(fewer, outputs, rtol=1e-5, atol=1e-5)
 
 
-def test_several_outputs_of_a_batch_keep_their_names():
+def test_predict_on_replicas_keeps_output_names():
     inputs = keras.Input((2,))
     model = keras.Model(inputs, {"twice": 2 * inputs, "minus": -inputs})
     batch = np.arange(8, dtype="float32").reshape(4, 2)
-    (outputs,) = devices.predict_batches(model, [batch])
+    (outputs,) = devices.predict_on_replicas(model, [batch])
     np.testing.assert_array_equal(outputs["twice"], 2 * batch)
     np.testing.assert_array_equal(outputs["minus"], -batch)
-    assert devices.predict_batches(model, []) == []
+    assert devices.predict_on_replicas(model, []) == []
 
 
 TWO_DEVICES = f"""
@@ -197,20 +200,21 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
 two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 tf.distribute.experimental_set_strategy(two)
-import common, resnet50_fashion
-common.run_script(resnet50_fashion.main, resnet50_fashion.Options, "")
+import resnet50_fashion
+from fashion.cli import command_line
+command_line.run_script(resnet50_fashion.main, resnet50_fashion.Options, "")
 """
 
 
 @pytest.mark.slow
-def test_two_devices_compute_what_one_does(tmp_path):
-    """Features bit for bit, training curves within float32's noise, where dropout is none."""
+def test_two_devices_equal_one(tmp_path):
+    """Features bit for bit; losses within float32 rounding without dropout."""
     scripts = {"one": [ROOT / "resnet50_fashion.py"], "two": ["-c", TWO_DEVICES]}
     for name, script in scripts.items():
         folders = ("--cache-dir", tmp_path / name, "--output-dir", tmp_path / f"{name}-output")
-        words = (*script, *FAST, *folders)
+        argv = (*script, *FAST, *folders)
         subprocess.run(
-            [sys.executable, *map(str, words)],
+            [sys.executable, *map(str, argv)],
             cwd=tmp_path,
             env=process_environment(tmp_path),
             check=True,

@@ -1,9 +1,12 @@
-"""What a run notes about the machine and the software."""
+"""Versions, CPU, memory, reachability of servers, staging directories."""
 
 import os
 import platform
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 from fashion import environment
@@ -13,20 +16,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import wandb
-from conftest import ROOT
+from helpers.scripts import ROOT
 
 
-def test_versions_are_those_of_the_packages_and_the_machine():
-    versions = environment.versions()
+def test_environment_info_contains_versions_and_hardware():
+    info = environment.environment_info()
     for name, package in ("tensorflow", tf), ("keras", keras), ("numpy", np), ("wandb", wandb):
-        assert versions[name] == package.__version__
-    assert versions["python"] == platform.python_version()
-    assert versions["cores"] == os.cpu_count()
-    assert versions["processor"]
-    assert len(versions["gpus"]) == len(tf.config.list_physical_devices("GPU"))
+        assert info[name] == package.__version__
+    assert info["python"] == platform.python_version()
+    assert info["cores"] == os.cpu_count()
+    assert info["processor"]
+    assert len(info["gpus"]) == len(tf.config.list_physical_devices("GPU"))
 
 
-def test_commit_is_gits_and_says_whether_files_differ():
+def test_git_commit_is_head_and_marks_changed_files():
     if not (ROOT / ".git").exists():
         pytest.skip("needs a clone of the repository")
     git = ["git", "-C", str(ROOT)]
@@ -37,12 +40,12 @@ def test_commit_is_gits_and_says_whether_files_differ():
     assert environment.git_commit() == commit + ("-dirty" if changed else "")
 
 
-def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
+def test_git_commit_without_git_is_none(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment.git_commit() is None
 
 
-def test_processor_is_the_first_cores():
+def test_cpu_info_describes_the_first_core():
     path = Path("/proc/cpuinfo")
     if not path.exists():
         pytest.skip("needs Linux")
@@ -55,25 +58,89 @@ def test_processor_is_the_first_cores():
                 break
 
 
-def test_where_there_is_no_proc_less_is_noted(monkeypatch, tmp_path):
-    """As on Windows; the processor has a name there, too, or at least a kind."""
+def test_environment_info_without_proc_is_reduced(monkeypatch, tmp_path):
+    """On Windows, the CPU's name or architecture is still known."""
     monkeypatch.setattr(environment, "PROC", tmp_path / "proc")
     monkeypatch.setattr(platform, "system", lambda: "Windows")
     assert environment.cpu_info() == {}
-    assert environment.versions()["processor"]
+    assert environment.environment_info()["processor"]
     assert environment.peak_memory().keys() <= {"gpu_peak_gb"}
 
 
-def test_odd_line_about_the_processor_is_passed_over(monkeypatch, tmp_path):
+def test_cpu_info_ignores_malformed_lines(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "PROC", tmp_path)
     (tmp_path / "cpuinfo").write_text("model name : odd: very\nno colon\n\nmodel name : other\n")
     assert environment.cpu_info() == {"model name": "odd: very"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-def test_peak_memory_is_at_least_what_the_process_has_had():
+def test_peak_memory_is_at_least_the_memory_of_a_freed_block():
     block = np.ones(25_000_000)  # 0.2 GB
     with_block = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     del block
     peak = environment.peak_memory()["peak_gb"]
     assert with_block / 1e9 - 0.01 <= peak < 16
+
+
+def test_keras_home_follows_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    assert environment.keras_home() == tmp_path / "keras"
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert environment.keras_home() == tmp_path / ".keras"
+
+
+def test_check_reachable_refused_connection_raises():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(OSError, match="Connection refused"):
+        environment.check_reachable(f"http://127.0.0.1:{port}/")
+
+
+@pytest.fixture
+def silent_server():
+    """The URL of a local server that accepts connections and never responds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
+def test_check_reachable_silent_server_raises_after_timeout(silent_server):
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"no response|timed out"):
+        environment.check_reachable(silent_server, timeout=1)
+    assert time.monotonic() - start < 5
+
+
+def test_check_reachable_sends_head_request():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        requests = []
+
+        def respond():
+            connection, _ = server.accept()
+            requests.append(connection.recv(1000))
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=respond)
+        thread.start()
+        environment.check_reachable(f"http://127.0.0.1:{server.getsockname()[1]}/file")
+        thread.join()
+    assert requests[0].startswith(b"HEAD /file ")  # without downloading the file
+
+
+def test_staging_dir_is_hidden_next_to_the_target_and_deleted(tmp_path):
+    directory = tmp_path / "a" / "b"
+    with environment.staging_dir(directory) as temporary_dir:
+        assert temporary_dir.parent == directory
+        assert temporary_dir.name.startswith(".incomplete-")
+        (temporary_dir / "complete").write_text("moved")
+        (temporary_dir / "partial").write_text("left")
+        (temporary_dir / "complete").replace(directory / "complete")
+    assert [path.name for path in directory.iterdir()] == ["complete"]
+
+
+def test_staging_dir_is_deleted_after_an_error(tmp_path):
+    with pytest.raises(OSError, match="disk full"), environment.staging_dir(tmp_path) as path:
+        (path / "partial").touch()
+        raise OSError("disk full")
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""How a script ends: its exit code, and what it says."""
+"""Exit codes and messages of a script."""
 
 import io
 import signal
@@ -11,12 +11,12 @@ from fashion import errors
 from fashion.errors import UsageError, UserError
 
 import pytest
-from conftest import ROOT
+from helpers.scripts import ROOT
 
 
 @pytest.fixture(autouse=True)
-def own_handler_of_sigterm():
-    """A script's may stay in its process until the end of that."""
+def restore_sigterm_handler():
+    """Restore the signal handler that a script replaces."""
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -24,9 +24,9 @@ def own_handler_of_sigterm():
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Ends a script by an exception (or none): exit code, what went to stdout and to stderr."""
+    """Run a script that raises an exception, if any; return exit code, stdout and stderr."""
 
-    def end_by(error):
+    def run_raising(error):
         def main():
             if error:
                 raise error
@@ -36,7 +36,7 @@ def run(monkeypatch, capsys):
             errors.run_script(main)
         return end.value.code, *capsys.readouterr()
 
-    return end_by
+    return run_raising
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_exit_code_and_message(error, code, message, run):
 
 
 def terminate_twice():
-    """As `timeout` does: the second would disturb what closes after the first."""
+    """Send SIGTERM twice, as `timeout` does; the second would disturb the cleanup."""
     try:
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.raise_signal(signal.SIGTERM)
 
 
-# Loads the room without the package, whose import takes long.
+# Load the module without the package, whose import is slow.
 LOAD = """
 import atexit, importlib.util, signal, sys, time
 spec = importlib.util.spec_from_file_location("errors", sys.argv[1])
@@ -77,24 +77,24 @@ def main():
         signal.raise_signal(signal.SIGTERM)
         print("closed")
 
-atexit.register(print, "the interpreter's end, which TensorFlow does not always survive")
+atexit.register(print, "interpreter shutdown, which may crash in TensorFlow")
 sys.argv[0] = "/some/where/script.py"
 errors.run_script(main)
 """
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "word"),
+    ("signal_number", "code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
-def test_signal_ends_it_at_once_when_all_is_closed(sent, code, word):
+def test_run_script_after_signal_cleans_up_and_skips_shutdown(signal_number, code, word):
     """`timeout` sends SIGTERM twice."""
-    if sent == signal.SIGINT:
+    if signal_number == signal.SIGINT:
         program = LOAD + INTERRUPTED.replace("signal.raise_signal(signal.SIGTERM)", "pass")
     else:
         program = LOAD + INTERRUPTED
     done = subprocess.run(
-        [sys.executable, "-c", program, ROOT / "fashion" / "errors.py", str(int(sent))],
+        [sys.executable, "-c", program, ROOT / "fashion" / "errors.py", str(int(signal_number))],
         capture_output=True,
         text=True,
         timeout=60,
@@ -104,8 +104,8 @@ def test_signal_ends_it_at_once_when_all_is_closed(sent, code, word):
     assert done.stderr == f"\nscript.py: {word}\n"
 
 
-@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *of: None])
-def test_sigterm_stays_another_ones_where_it_was_set(handler):
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *args: None])
+def test_run_script_keeps_an_existing_sigterm_handler(handler):
     signal.signal(signal.SIGTERM, handler)
     with pytest.raises(SystemExit) as end:
         errors.run_script(terminate_twice)
@@ -113,7 +113,7 @@ def test_sigterm_stays_another_ones_where_it_was_set(handler):
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_outside_the_main_thread_signals_are_left_alone():
+def test_run_script_outside_main_thread_leaves_signals():
     ends = []
 
     def end():
@@ -128,7 +128,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_any_other_exception_is_a_bug_and_shows_its_traceback():
+def test_run_script_propagates_other_exceptions():
     with pytest.raises(ZeroDivisionError):
         errors.run_script(lambda: 1 / 0)
 
@@ -136,8 +136,8 @@ def test_any_other_exception_is_a_bug_and_shows_its_traceback():
 CLOSED_PIPE = "errors.run_script(lambda: [print(i) for i in range(1_000_000)])"
 
 
-def test_closed_pipe_ends_it_quietly():
-    """As `--help | head -1` does."""
+def test_run_script_with_closed_pipe_is_quiet():
+    """The reader of the output ends early, as in `--help | head -1`."""
     path = ROOT / "fashion" / "errors.py"
     process = subprocess.Popen(
         [sys.executable, "-c", LOAD + CLOSED_PIPE, path],
@@ -148,10 +148,10 @@ def test_closed_pipe_ends_it_quietly():
     assert process.stdout.readline() == "0\n"
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(30) == 141  # as a shell says of SIGPIPE
+    assert process.wait(30) == 141  # a shell's exit code for SIGPIPE
 
 
-def test_terminal_that_lacks_a_character_gets_its_number(monkeypatch):
+def test_run_script_escapes_characters_the_terminal_lacks(monkeypatch):
     written = io.BytesIO()
     terminals = [io.TextIOWrapper(written, encoding="ascii", write_through=True) for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", terminals[0])
@@ -171,15 +171,15 @@ AT_EXIT = """
 import atexit, time
 atexit.register(time.sleep, 100)
 def main():
-    errors.stuck.set()
-    print("all of it", end="")
+    errors.hung.set()
+    print("complete output", end="")
     raise errors.UserError("no")
 errors.run_script(main)
 """
 
 
-def test_library_that_is_stuck_is_not_waited_for():
+def test_exit_process_skips_shutdown_if_a_thread_hangs():
     path = ROOT / "fashion" / "errors.py"
     command = [sys.executable, "-c", LOAD + AT_EXIT, path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "all of it", "-c: error: no\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "complete output", "-c: error: no\n")

@@ -1,4 +1,4 @@
-"""What importing the package does to a process, seen in processes of their own."""
+"""The effect of importing the package, in fresh processes."""
 
 import json
 import signal
@@ -6,16 +6,16 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+from helpers.scripts import ROOT, process_environment
 
 
-def python(folder, code, *paths, **changes):
-    """Starts Python on some code, in a folder, with these folders first on its path."""
+def start_python(directory, code, *paths, **changes):
+    """Start Python with some code, a working directory, and directories first on its path."""
     path = ":".join(map(str, (*paths, ROOT)))
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        cwd=folder,
-        env=environment(folder, PYTHONPATH=path, **changes),
+        cwd=directory,
+        env=process_environment(directory, PYTHONPATH=path, **changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -28,18 +28,19 @@ import fashion
 import keras
 os.write(2, b"after\\n")
 keras_config = keras.config.floatx(), keras.config.image_data_format()
-print(keras.backend.backend(), *keras_config, fashion.START < __import__("time").perf_counter())
+is_started = fashion.START_TIME < __import__("time").perf_counter()
+print(keras.backend.backend(), *keras_config, is_started)
 """
 
 
-def test_import_is_silent_and_chooses_what_keras_stands_on(tmp_path):
-    """TensorFlow's own lines are held back; the stream is as before, afterwards."""
+def test_import_is_silent_and_configures_keras(tmp_path):
+    """TensorFlow's lines on stderr are suppressed; stderr works afterwards."""
     (tmp_path / "keras").mkdir()
     (tmp_path / "keras" / "keras.json").write_text(
         json.dumps({"backend": "jax", "floatx": "float16", "image_data_format": "channels_first"})
     )
-    plain = python(tmp_path, "import tensorflow", TF_CPP_MIN_LOG_LEVEL="3")
-    ours = python(tmp_path, IMPORT, KERAS_HOME=str(tmp_path / "keras"), KERAS_BACKEND="torch")
+    plain = start_python(tmp_path, "import tensorflow", TF_CPP_MIN_LOG_LEVEL="3")
+    ours = start_python(tmp_path, IMPORT, KERAS_HOME=str(tmp_path / "keras"), KERAS_BACKEND="torch")
     printed, _ = ours.communicate(), plain.wait()
     assert ours.returncode == 0
     assert printed == ("tensorflow float32 channels_last True\n", "after\n")
@@ -56,10 +57,10 @@ raise ImportError("no such library")
 
 
 @pytest.mark.parametrize(("given", "level"), [({}, "3"), ({"TF_CPP_MIN_LOG_LEVEL": "1"}, "1")])
-def test_what_was_held_back_is_shown_if_the_import_fails(given, level, tmp_path):
-    """And of the log level, the user's own counts."""
+def test_failed_import_prints_suppressed_stderr(given, level, tmp_path):
+    """The user's log level wins over the default."""
     (tmp_path / "tensorflow.py").write_text(FAILING)
-    process = python(tmp_path, "import fashion", tmp_path, **given)
+    process = start_python(tmp_path, "import fashion", tmp_path, **given)
     out, err = process.communicate()
     assert process.returncode == 1 and out == ""
     assert err.count(f"at level {level}, the driver is too old\n") == 1
@@ -74,13 +75,13 @@ time.sleep(60)
 """
 
 
-# Of -15, a shell says 143.
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
-def test_signal_during_the_import_ends_it_quietly(sent, code, tmp_path):
+# A shell's exit code for -15 is 143.
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
+def test_signal_during_import_exits_quietly(signal_number, code, tmp_path):
     (tmp_path / "tensorflow.py").write_text(WAITING)
     start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    process = python(tmp_path, f"{start}; import fashion", tmp_path)
+    process = start_python(tmp_path, f"{start}; import fashion", tmp_path)
     assert process.stdout.readline() == "importing\n"
-    process.send_signal(sent)
+    process.send_signal(signal_number)
     assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == code

@@ -1,4 +1,4 @@
-"""The options: their names, defaults, and the values that they take."""
+"""Options: names, defaults and valid values."""
 
 import dataclasses
 from pathlib import Path
@@ -6,67 +6,20 @@ from pathlib import Path
 from fashion import options
 
 import pytest
-from conftest import SAMPLE, parse
+from helpers.options import DEFAULTS, SCRIPTS
+from helpers.scripts import SAMPLE, parse_options
 
 import cnn_basic
 import resnet50_fashion
 
-SCRIPTS = [cnn_basic, resnet50_fashion]
-BOTH = {
-    "data_dir": None,
-    "cache_dir": str(options.default_cache_dir()),
-    "train_size": None,
-    "validation_size": None,
-    "test_size": None,
-    "learning_rate": 1e-3,
-    "seed": 0,
-    "predict": None,
-    "require_accuracy": None,
-    "wandb": "auto",
-    "project": "fashion-mnist",
-}
-DEFAULTS = {
-    cnn_basic: BOTH
-    | {
-        "model": "cnn_basic",
-        "epochs": 10,
-        "batch_size": 32,
-        "hidden_units": 32,
-        "output_dir": "outputs/cnn_basic",
-    },
-    resnet50_fashion: BOTH
-    | {
-        "model": "resnet50_fashion",
-        "epochs": 30,
-        "batch_size": 512,
-        "output_dir": "outputs/resnet50_fashion",
-        "backbone": "resnet50",
-        "weights": "imagenet",
-        "image_size": None,
-        "features": "conv5",
-        "mirror": False,
-        "recipe": "published",
-        "precision": "auto",
-        "dropout": 0.3,
-        "patience": 10,
-        "gpus": "all",
-        "fine_tune_blocks": 0,
-        "fine_tune_epochs": 5,
-        "fine_tune_batch_size": 32,
-        "fine_tune_learning_rate": 1e-4,
-        "fine_tune_inputs": "cached",
-        "resume": False,
-    },
-}
-
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_defaults(script):
-    assert parse(script).config() == DEFAULTS[script]
+    assert parse_options(script).config() == DEFAULTS[script]
     assert script.Options().config() == DEFAULTS[script]
 
 
-def test_config_has_every_option_as_given_and_paths_as_text():
+def test_config_returns_every_option_with_paths_as_strings():
     given = {
         "data_dir": "some/data",
         "train_size": 5,
@@ -100,22 +53,22 @@ def test_config_has_every_option_as_given_and_paths_as_text():
     assert all(value != defaults[name] for name, value in given.items())
     flags = {"resume": True, "mirror": True}
     assert given.keys() | flags.keys() | {"model", "predict"} == defaults.keys()
-    words = ["--resume", "--mirror", *(f"--{k.replace('_', '-')}={v}" for k, v in given.items())]
-    config = parse(resnet50_fashion, *words).config()
+    argv = ["--resume", "--mirror", *(f"--{k.replace('_', '-')}={v}" for k, v in given.items())]
+    config = parse_options(resnet50_fashion, *argv).config()
     assert config == given | flags | {"model": "resnet50_fashion", "predict": None}
-    # As a W&B sweep writes them.
-    words = ["--resume", "--mirror", *(f"--{name}={value}" for name, value in given.items())]
-    assert parse(resnet50_fashion, *words).config() == config
+    # The spelling of a W&B sweep.
+    argv = ["--resume", "--mirror", *(f"--{name}={value}" for name, value in given.items())]
+    assert parse_options(resnet50_fashion, *argv).config() == config
 
 
-def test_pictures_to_classify_are_paths():
-    parsed = parse(cnn_basic, "--predict", "a.png", "b", "--epochs", 3)
-    assert parsed.use_of_the_model.predict == [Path("a.png"), Path("b")]
+def test_predict_takes_several_paths():
+    parsed = parse_options(cnn_basic, "--predict", "a.png", "b", "--epochs", 3)
+    assert parsed.prediction.predict == [Path("a.png"), Path("b")]
     assert parsed.training.epochs == 3
 
 
-def test_options_cannot_be_changed():
-    parsed = parse(cnn_basic)
+def test_options_are_frozen():
+    parsed = parse_options(cnn_basic)
     for group in parsed, parsed.training, parsed.results, parsed.data, parsed.model:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(group, dataclasses.fields(group)[0].name, 1)
@@ -123,7 +76,7 @@ def test_options_cannot_be_changed():
 
 COUNT = ["1", "2147483647"], ["0", "-8", "2.5", "x", "nan", "", "2147483648"]
 RATE = ["1e-5", "7"], ["0", "-1", "nan", "inf", "fast"]
-# Of each option: values that it takes, values that it refuses.
+# Valid and invalid values of each option.
 VALUES = {
     "--train-size": COUNT,
     "--validation-size": COUNT,
@@ -152,13 +105,13 @@ VALUES = {
 
 
 @pytest.mark.parametrize("option", VALUES)
-def test_values_that_an_option_takes_and_refuses(option, command_line):
-    takes, refuses = VALUES[option]
+def test_option_accepts_valid_and_rejects_invalid_values(option, command_line):
+    valid, invalid = VALUES[option]
     name = option[2:].replace("-", "_")
-    for value in takes:
-        parsed = parse(resnet50_fashion, option, value).config()[name]
+    for value in valid:
+        parsed = parse_options(resnet50_fashion, option, value).config()[name]
         assert parsed == type(parsed)(value)
-    for value in refuses:
+    for value in invalid:
         done = command_line(resnet50_fashion, f"{option}={value}")
         assert done.code == 2 and done.out == ""
         first, second = done.err.splitlines()
@@ -168,21 +121,21 @@ def test_values_that_an_option_takes_and_refuses(option, command_line):
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--output-dir", "--cache-dir", "--predict"])
-def test_path_is_not_empty(option, command_line):
+def test_empty_path_raises_usage_error(option, command_line):
     done = command_line(resnet50_fashion, option, "")
     assert done.code == 2
-    expected = f"resnet50_fashion.py: error: {option}: expected a path, got nothing"
+    expected = f"resnet50_fashion.py: error: {option}: expected a path, got an empty string"
     assert done.err.splitlines()[0] == expected
 
 
-def test_size_beyond_the_data_is_a_usage_error(command_line):
+def test_size_larger_than_split_raises_usage_error(command_line):
     done = command_line(cnn_basic, "--data-dir", SAMPLE, "--train-size", "1761")
     assert done.code == 2
-    expected = "cnn_basic.py: error: --train-size 1761: there are 1760 train images"
+    expected = "cnn_basic.py: error: --train-size 1761: there are only 1760 train images"
     assert done.err.splitlines()[0] == expected
 
 
-def test_default_cache_is_among_the_users_caches(monkeypatch, tmp_path):
+def test_default_cache_dir_follows_xdg_cache_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert options.default_cache_dir() == tmp_path / "xdg" / "fashion-mnist-features"
     monkeypatch.delenv("XDG_CACHE_HOME")

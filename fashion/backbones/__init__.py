@@ -1,1 +1,1 @@
-"""Pretrained backbones: architectures, weights, folding, pooling and the feature cache."""
+"""Pretrained backbones: architectures, weights, folding, pooling, augmentation, feature cache."""

@@ -1,13 +1,17 @@
-"""Images changed without changing what they show: in training, and to be asked twice."""
+"""Label-preserving transformations for training and test-time augmentation."""
 
 import keras
 
 
-def augment(model: keras.Model) -> keras.Model:
-    """The same model, trained on images flipped, shifted by up to two pixels, and erased in part.
+def add_augmentation(model: keras.Model) -> keras.Model:
+    """Put random flips, shifts and erasing in front of a model, for its training.
 
-    A quarter of them loses a rectangle, of 14 to 57 % of their height and width, to noise: random
-    erasing (Zhong et al., 2017, arXiv:1708.04896, who do it to half, but for 300 epochs).
+    Images are flipped horizontally and shifted by up to two pixels. In a quarter of them, a
+    rectangle is replaced by noise: random erasing (Zhong et al., 2017, arXiv:1708.04896, who erase
+    in half of the images, but train for 300 epochs).
+
+    Args:
+        model: uint8 (N, 28, 28) images → outputs.
     """
     images = keras.Input((28, 28), dtype="uint8")
     flip = keras.layers.RandomFlip("horizontal", dtype="float32")
@@ -25,15 +29,15 @@ def augment(model: keras.Model) -> keras.Model:
     return keras.Model(images, model(keras.ops.cast(keras.ops.squeeze(augmented, -1), "uint8")))
 
 
-def mirror_images(extractor: keras.Model, suffix: str) -> keras.Model:
-    """The same of the images' mirror images: uint8 (N, 28, 28) → {name + suffix: …}."""
+def flip_extractor_inputs(extractor: keras.Model, suffix: str) -> keras.Model:
+    """Return an extractor of horizontally flipped images; append `suffix` to its output names."""
     images = keras.Input((28, 28), dtype="uint8", name="images")
     features = extractor(keras.ops.flip(images, axis=2))
     return keras.Model(images, {f"{name}{suffix}": values for name, values in features.items()})
 
 
-def with_mirror_images(model: keras.Model) -> keras.Model:
-    """The mean of a model's answers to images and to their mirror images."""
+def with_flip_tta(model: keras.Model) -> keras.Model:
+    """Wrap a model so that it averages predictions over each image and its horizontal flip."""
     images = keras.Input((28, 28), dtype="uint8", name="images")
-    answers = [model(images), model(keras.ops.flip(images, axis=2))]
-    return keras.Model(images, keras.layers.average(answers), name=model.name)
+    predictions = [model(images), model(keras.ops.flip(images, axis=2))]
+    return keras.Model(images, keras.layers.average(predictions), name=model.name)

@@ -1,4 +1,4 @@
-"""Copies of a network: on other inputs, in another precision, batch normalisation folded in."""
+"""Copies of a network with other inputs, another precision, or folded batch normalization."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import numpy as np
 
 
 def copy_network(network: keras.Model, inputs: keras.KerasTensor, dtype: str) -> keras.Model:
-    """A copy of a network on other inputs, without its weights.
+    """Copy a network without its weights, with other inputs.
 
     Args:
-        network: of `keras.applications`, or the end of one.
-        inputs: what the copy starts from.
-        dtype: dtype policy of its layers, one of `devices.DTYPES`.
+        network: Network of `keras.applications`, or its last layers.
+        inputs: Inputs of the copy.
+        dtype: Dtype policy of its layers, a value of `devices.DTYPE_POLICIES`.
     """
     return keras.models.clone_model(
         network,
@@ -24,13 +24,13 @@ def copy_network(network: keras.Model, inputs: keras.KerasTensor, dtype: str) ->
 
 def _copy_layer(layer: keras.Layer, dtype: str, add_bias: bool = False) -> keras.Layer:
     if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
-        return layer  # it works on pixels, for which 16 bits would be too coarse
+        return layer  # operates on pixels, for which 16 bits are too coarse
     if isinstance(layer, keras.Sequential):
         return keras.models.clone_model(
             layer, clone_function=lambda inner: _copy_layer(inner, dtype)
         )
     config = layer.get_config()
-    if isinstance(layer, keras.Layer):  # and no mere operation
+    if isinstance(layer, keras.Layer):  # operations have no dtype
         config["dtype"] = dtype
     if add_bias:
         config["use_bias"] = True
@@ -38,23 +38,23 @@ def _copy_layer(layer: keras.Layer, dtype: str, add_bias: bool = False) -> keras
 
 
 def _call_layer(layer: keras.Layer, *args: Any, mask: object = None, **kwargs: Any) -> Any:
-    return layer(*args, **kwargs)  # a recorded call carries a mask, which not every layer takes
+    return layer(*args, **kwargs)  # recorded calls carry a mask that not every layer accepts
 
 
 def fold_batch_norm(network: keras.Model, images: keras.KerasTensor, dtype: str) -> keras.Model:
-    """The same function of `images` with each BatchNormalization folded into its convolution.
+    """Copy a network with each BatchNormalization folded into its convolution.
 
     In inference, BatchNormalization is y = (x − mean)·s + beta with s = gamma/√(variance + ε).
-    After a convolution, that is a convolution with kernel·s and bias (bias − mean)·s + beta.
+    After a convolution, this is a convolution with kernel·s and bias (bias − mean)·s + beta.
 
     Args:
-        network: of `keras.applications`; left as it is.
-        images: what the new model starts from, float32 (N, size, size, 3).
-        dtype: dtype policy of the new layers, one of `devices.DTYPES`.
+        network: Network of `keras.applications`; it is not changed.
+        images: Inputs of the copy, float32 (N, size, size, 3).
+        dtype: Dtype policy of its layers, a value of `devices.DTYPE_POLICIES`.
     """
-    producers = {id(layer.output): layer.name for layer in network.layers}
-    norms = {
-        producers[id(layer.input)]: layer
+    layer_by_output = {id(layer.output): layer.name for layer in network.layers}
+    batch_norms = {
+        layer_by_output[id(layer.input)]: layer
         for layer in network.layers
         if isinstance(layer, keras.layers.BatchNormalization)
     }
@@ -67,11 +67,11 @@ def fold_batch_norm(network: keras.Model, images: keras.KerasTensor, dtype: str)
     folded = keras.models.clone_model(
         network,
         images,
-        clone_function=lambda layer: _copy_layer(layer, dtype, add_bias=layer.name in norms),
+        clone_function=lambda layer: _copy_layer(layer, dtype, add_bias=layer.name in batch_norms),
         call_function=call_layer,
     )
     for layer in network.layers:
-        if norm := norms.get(layer.name):
+        if norm := batch_norms.get(layer.name):
             gamma = norm.gamma.numpy() if norm.scale else 1
             scale = gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
             kernel, *bias = layer.get_weights()
@@ -85,5 +85,5 @@ def fold_batch_norm(network: keras.Model, images: keras.KerasTensor, dtype: str)
 
 
 def is_depthwise(layer: keras.Layer) -> bool:
-    """Whether its kernel is (height, width, channels, 1)."""
+    """Return whether the layer's kernel has the shape (height, width, channels, 1)."""
     return isinstance(layer, keras.layers.DepthwiseConv2D)

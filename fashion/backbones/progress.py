@@ -1,4 +1,4 @@
-"""How far a long pass is, for the user and for W&B."""
+"""Progress of feature extraction, printed and logged to W&B."""
 
 import sys
 import time
@@ -6,54 +6,62 @@ import time
 import keras
 import wandb
 
+SECONDS_BETWEEN_LINES = 60  # where stdout is not a terminal
+
 
 class Progress:
-    """Counts images; the rate leaves out the first step, which includes tracing."""
+    """Count images and their rate; the rate leaves out the first step, which includes tracing.
 
-    def __init__(self, title: str, run: wandb.Run) -> None:
-        """`title` is the pass's, for the user and, in lower case, of W&B's charts."""
-        self.title, self.run = title, run
-        self.rate: float | None = None  # images per second, once warm
+    Attributes:
+        title: Name of the features, for the user and, in lower case, for W&B's charts.
+        rate: Images per second, or None before the second step.
+    """
 
-    def begin(self, target: int) -> None:
-        """So many images are to be done."""
-        self.target, self.done = target, 0
+    def __init__(self, title: str, wandb_run: wandb.Run) -> None:
+        """Create a progress reporter that logs to `wandb_run`."""
+        self.title, self.wandb_run = title, wandb_run
+        self.rate: float | None = None
+
+    def reset(self, total: int) -> None:
+        """Start counting `total` images."""
+        self.total, self.done = total, 0
         self.start = self.last_line = time.perf_counter()
-        self.warm: tuple[int, float] | None = None  # images and time after the first step
+        self.after_warmup: tuple[int, float] | None = None  # images and time after the first step
         self.bar: keras.utils.Progbar | None = None
         name = self.title.lower()
-        self.run.define_metric(f"{name}/*", step_metric=f"{name}/images")
+        self.wandb_run.define_metric(f"{name}/*", step_metric=f"{name}/images")
 
-    def advance(self, images: int) -> None:
-        """So many more are done."""
-        self.done += images
+    def update(self, n: int) -> None:
+        """Count `n` more images as done."""
+        self.done += n
         now = time.perf_counter()
-        values = {"images": self.done, "seconds": now - self.start}
-        if self.warm:
-            done, since = self.warm
-            self.rate = (self.done - done) / (now - since)
-            values["images_per_second"] = self.rate
-            if self.bar or self.done < self.target:
-                self._show(now, self.rate)
+        metrics = {"images": self.done, "seconds": now - self.start}
+        if self.after_warmup:
+            warmup_images, warmup_end = self.after_warmup
+            self.rate = (self.done - warmup_images) / (now - warmup_end)
+            metrics["images_per_second"] = self.rate
+            if self.bar or self.done < self.total:
+                self._print_progress(now, self.rate)
         else:
-            self.warm = self.done, now
-        self.run.log({f"{self.title.lower()}/{name}": value for name, value in values.items()})
+            self.after_warmup = self.done, now
+        name = self.title.lower()
+        self.wandb_run.log({f"{name}/{key}": value for key, value in metrics.items()})
 
-    def _show(self, now: float, rate: float) -> None:
-        minutes = (self.target - self.done) / rate / 60
-        if not sys.stdout.isatty():  # a bar would fill the file with a terminal's codes
-            if self.last_line == self.start or now - self.last_line > 60:
+    def _print_progress(self, now: float, rate: float) -> None:
+        minutes = (self.total - self.done) / rate / 60
+        if not sys.stdout.isatty():  # a bar would fill a file with control characters
+            if self.last_line == self.start or now - self.last_line > SECONDS_BETWEEN_LINES:
                 self.last_line = now
                 print(
-                    f"{self.done:,} of {self.target:,} images at {rate:.0f} images/s, about "
-                    f"{minutes:.1f} minutes to go",
+                    f"{self.done:,} of {self.total:,} images at {rate:.0f} images/s, about "
+                    f"{minutes:.1f} minutes left",
                     flush=True,
                 )
             return
         if not self.bar:
             print(f"About {minutes:.1f} minutes at {rate:.0f} images/s.")
             self.bar = keras.utils.Progbar(
-                self.target, interval=0.5, stateful_metrics=["images/s"], unit_name="image"
+                self.total, interval=0.5, stateful_metrics=["images/s"], unit_name="image"
             )
-        self.bar.target = self.target
+        self.bar.target = self.total
         self.bar.update(self.done, [("images/s", rate)])

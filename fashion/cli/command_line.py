@@ -1,7 +1,7 @@
-"""The command line that is made of a script's options.
+"""The command line of a script, built from its option dataclasses.
 
-It has the options of all groups side by side; the groups are headings of `--help`. Ready-made
-bridges frame, colour and wrap their errors, and so cut long values: here they are `argparse`'s.
+Third-party dataclass-to-CLI libraries box, color and wrap error messages and so truncate long
+values; this module keeps argparse's plain messages.
 """
 
 import argparse
@@ -9,12 +9,72 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import sys
 import typing
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Literal, NoReturn
 
+from fashion import errors
+from fashion.cli import predict, recipes
+from fashion.datasets import image_folder
 from fashion.errors import UsageError
-from fashion.options import AnyOptions, Flag, one_of
+from fashion.options import Flag, Options, OptionsT, choice
+from fashion.tracking import wandb_session
+
+
+def run_script(
+    main: Callable[..., None], options_type: type[Options], description: str | None
+) -> NoReturn:
+    """Parse the command line, train or predict, and exit the process.
+
+    Args:
+        main: Trains a model; called with the options unless `--predict` is given.
+        options_type: Options of the script.
+        description: First lines of `--help`.
+    """
+
+    def parse_and_run() -> None:
+        options = parse_options(options_type, description, sys.argv[1:])
+        if paths := options.prediction.predict:
+            predict.predict_images(paths, options)
+            return
+        _check_output_dirs(options)
+        main(options)
+
+    errors.run_script(parse_and_run)
+
+
+def _check_output_dirs(options: Options) -> None:
+    """Raise a `UsageError` if a directory that the run writes to lies inside `--data-dir`."""
+    output_dirs = {
+        "--output-dir": options.results.output_dir,
+        "--cache-dir": options.data.cache_dir,
+    }
+    if options.results.wandb != "disabled":
+        output_dirs["WANDB_DIR"] = wandb_session.wandb_dir()
+    image_folder.check_outputs_outside_data_dir(options.data.data_dir, output_dirs)
+
+
+def parse_options(
+    options_type: type[OptionsT], description: str | None, argv: Sequence[str]
+) -> OptionsT:
+    """Parse a command line; arguments win over the recipe's values, these over the defaults.
+
+    Args:
+        options_type: Options of the script.
+        description: First lines of `--help`.
+        argv: Arguments after the script's name.
+
+    Raises:
+        UsageError: If an argument is invalid.
+        SystemExit: After `--help`.
+    """
+    options = parse_args(recipes.apply_recipe(options_type(), argv), description, argv)
+    recipes.warn_if_untested_backbone(options)
+    return options
+
+
+# ----------------------------------------------------------------------- dataclasses → argparse
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,41 +82,31 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.removeprefix('argument ')}\nSee {self.prog} --help.")
 
 
-def parse(defaults: AnyOptions, description: str | None, words: Sequence[str]) -> AnyOptions:
-    """The options of a command line, also as a W&B sweep writes it.
+def parse_args(defaults: OptionsT, description: str | None, argv: Sequence[str]) -> OptionsT:
+    """Parse a command line, also in the spelling of a W&B sweep.
 
     Args:
-        defaults: a script's, or a recipe's.
-        description: the first lines of `--help`.
-        words: those after the script's name.
+        defaults: Values of options that `argv` does not contain.
+        description: First lines of `--help`.
+        argv: Arguments after the script's name.
 
     Raises:
-        UsageError: a word cannot be used.
-        SystemExit: after `--help`.
+        UsageError: If an argument is invalid.
+        SystemExit: After `--help`.
     """
     parser = _Parser(
-        prog=f"{defaults.script}.py",
-        usage=f"{defaults.script}.py [OPTION ...]",
+        prog=f"{defaults.script_name}.py",
+        usage=f"{defaults.script_name}.py [OPTION ...]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     groups = {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)}
-    switches = set()
+    bool_flags: set[str] = set()
     for title, group in groups.items():
         section = parser.add_argument_group(title.replace("_", " "), type(group).__doc__)
-        sentences = _sentences(type(group))
-        for name, hint in typing.get_type_hints(type(group), include_extras=True).items():
-            default = getattr(group, name)
-            if hint is bool:
-                switches.add(f"--{name.replace('_', '-')}")
-            section.add_argument(
-                f"--{name.replace('_', '-')}",
-                default=default,
-                help=_help(sentences[name], default),
-                **_reading(hint),
-            )
-    parsed = parser.parse_args([_as_argparse(word, switches) for word in words])
+        _add_arguments(section, group, bool_flags)
+    parsed = parser.parse_args([_normalize_arg(arg, bool_flags) for arg in argv])
     return dataclasses.replace(
         defaults,
         **{
@@ -68,46 +118,60 @@ def parse(defaults: AnyOptions, description: str | None, words: Sequence[str]) -
     )
 
 
-def _as_argparse(word: str, switches: Container[str]) -> str:
-    """A word as `argparse` takes it: a W&B sweep writes `--batch_size=32` and `--mirror=True`."""
-    name, equals, value = word.partition("=")
+def _add_arguments(section: Any, group: object, bool_flags: set[str]) -> None:
+    """Add the options of a group to a section of the parser, and boolean ones to `bool_flags`."""
+    docs = _field_docs(type(group))
+    for name, hint in typing.get_type_hints(type(group), include_extras=True).items():
+        flag, default = f"--{name.replace('_', '-')}", getattr(group, name)
+        if hint is bool:
+            bool_flags.add(flag)
+        section.add_argument(
+            flag, default=default, help=_format_help(docs[name], default), **_argparse_kwargs(hint)
+        )
+
+
+def _normalize_arg(arg: str, bool_flags: Container[str]) -> str:
+    """Convert a W&B sweep's `--batch_size=32` and `--mirror=True` to the spelling of argparse."""
+    name, equals, value = arg.partition("=")
     if not name.startswith("--"):
-        return word
+        return arg
     name = name.replace("_", "-")
-    if name in switches and value in ("True", "False", "true", "false"):
+    if name in bool_flags and value in ("True", "False", "true", "false"):
         return name if value.lower() == "true" else f"--no-{name[2:]}"
     return f"{name}{equals}{value}"
 
 
-def _reading(hint: Any) -> dict[str, Any]:
-    """How `argparse` reads an option of a type."""
+def _argparse_kwargs(hint: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a type hint."""
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if hint == Flag:
         return {"action": "store_true"}
     if typing.get_origin(hint) is Literal:
-        word = one_of(typing.get_args(hint))
+        arg_type = choice(typing.get_args(hint))
     else:
-        word = hint.__metadata__[0]
+        arg_type = hint.__metadata__[0]
     return {
-        "type": word.parse,
-        "metavar": word.metavar,
-        "nargs": "+" if word.several else None,
+        "type": arg_type.parse,
+        "metavar": arg_type.metavar,
+        "nargs": "+" if arg_type.multiple else None,
     }
 
 
-def _help(sentence: str, default: object) -> str:
+def _format_help(doc: str, default: object) -> str:
+    """Return an option's help with its default appended."""
+    text = " ".join(doc.split())
     if default is not None and default is not False:
-        sentence = f"{sentence.split(' (default:')[0]} (default: {default})"
-    return sentence.replace("%", "%%")
+        text = f"{text.split(' (default:')[0]} (default: {default})"
+    return text.replace("%", "%%")
 
 
-def _sentences(group: type) -> dict[str, str]:
-    """The sentence below each field of a dataclass, which Python itself does not keep."""
+def _field_docs(group: type) -> dict[str, str]:
+    """Parse the docstring that follows each dataclass field (not available at runtime)."""
     (definition,) = ast.parse(inspect.getsource(group)).body
     assert isinstance(definition, ast.ClassDef)
-    sentences = {}
-    for field, sentence in itertools.pairwise(definition.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(sentence, ast.Expr):
-            sentences[ast.unparse(field.target)] = ast.literal_eval(sentence.value)
-    return sentences
+    docs = {}
+    for field, doc in itertools.pairwise(definition.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+            docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
+    return docs

@@ -1,172 +1,195 @@
-"""`--predict`: what a trained model says about one's own pictures."""
+"""`--predict`: classification of the user's images with a trained model."""
 
 import csv
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from fashion import devices
-from fashion.datasets.dataset import printable
-from fashion.datasets.preprocessing import SIDE, is_picture, read, to_fashion_mnist
+from fashion.datasets.dataset import replace_unprintable
+from fashion.datasets.preprocessing import (
+    IMAGE_SIZE,
+    is_image_file,
+    load_image,
+    preprocess_image,
+)
+from fashion.environment import staging_dir
 from fashion.errors import UserError
 from fashion.options import Options
 from fashion.reporting import model_io
-from fashion.reporting.plot_style import our_style, shortened
+from fashion.reporting.plot_style import plot_style, truncate
 
 import keras
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-# The names of a run's files are others: theirs are of the test images.
-TABLE, PICTURE = "own_predictions.csv", "predictions.png"
-DRAWN = 60  # more would be too large to look at
+PREDICTIONS_CSV, PREDICTIONS_PNG = "user_predictions.csv", "user_predictions.png"
+MAX_PLOTTED = 60  # images in the figure; more would be too large to view
+THUMBNAIL_SIZE = 256  # pixels; the size at which an image is plotted
 
 
-class OwnPicture(NamedTuple):
-    """One of the user's."""
+class UserImage(NamedTuple):
+    """An image of the user's."""
 
     name: str
-    original: Image.Image
-    image: np.ndarray  # what the model sees of it, uint8 (28, 28)
+    original: Image.Image  # thumbnail
+    image: np.ndarray  # the model's input, uint8 (28, 28)
 
 
-def classify(paths: Iterable[Path], options: Options) -> None:
-    """Classifies picture files, or those of folders; prints and draws the result.
+def predict_images(paths: Iterable[Path], options: Options) -> None:
+    """Classify image files, or all images in directories; print and save the predictions.
 
     Raises:
-        UserError: there is no model or picture, or not every picture could be used.
+        UserError: If there is no model or no image, or if not all images could be used.
     """
-    model, class_names = load_model(options)
-    own, failures = [], 0
-    for path in files(paths):
+    model, class_names = load_run_model(options)
+    user_images, num_failed = [], 0
+    for path in find_images(paths):
         try:
-            original = read(path)
-            image = to_fashion_mnist(original)
-        except Exception as error:  # of Pillow's many ways to refuse a file
-            failures += 1
-            print(f"{path}: not used: {error}", file=sys.stderr)
+            original = load_image(path)
+            image = preprocess_image(original)
+        except Exception as error:  # Pillow raises many types
+            num_failed += 1
+            print(f"{path}: skipped: {error}", file=sys.stderr)
             continue
-        original.thumbnail((256, 256))  # as large as it will be drawn
-        own.append(OwnPicture(printable(str(path)), original, image))
-    if own:
-        images = np.stack([picture.image for picture in own])
+        original.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        user_images.append(UserImage(replace_unprintable(str(path)), original, image))
+    if user_images:
+        images = np.stack([user_image.image for user_image in user_images])
         probabilities = devices.predict_in_batches(model, images, batch_size=125)
-        width = max(len(picture.name) for picture in own)
-        for picture, row in zip(own, probabilities, strict=True):
-            likeliest = ", ".join(f"{class_names[i]} {row[i]:.1%}" for i in np.argsort(-row)[:3])
-            print(f"{picture.name:{width}}  {likeliest}")
-        folder = options.results.output_dir
-        save(folder, own, probabilities, class_names)
-        print(f"{folder / TABLE} has all probabilities, {PICTURE} shows what the model saw", end="")
-        print(f" of the first {DRAWN}." if len(own) > DRAWN else ".")
-    if failures:
-        raise UserError(f"{failures} of {failures + len(own)} pictures could not be used")
+        _print_predictions(user_images, probabilities, class_names)
+        output_dir = options.results.output_dir
+        save_predictions(output_dir, user_images, probabilities, class_names)
+        limit = f" (first {MAX_PLOTTED} images)" if len(user_images) > MAX_PLOTTED else ""
+        print(f"\nAll probabilities: {output_dir / PREDICTIONS_CSV}")
+        print(f"Model inputs and top classes: {output_dir / PREDICTIONS_PNG}{limit}")
+    if num_failed:
+        raise UserError(f"{num_failed} of {num_failed + len(user_images)} images were skipped")
 
 
-def load_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
-    """The model that an earlier run saved, uint8 (N, 28, 28) → probabilities, and its class names.
+def _print_predictions(
+    user_images: list[UserImage], probabilities: np.ndarray, class_names: tuple[str, ...]
+) -> None:
+    """Print the three most likely classes of each image."""
+    width = max(len(user_image.name) for user_image in user_images)
+    for user_image, row in zip(user_images, probabilities, strict=True):
+        top3 = ", ".join(f"{class_names[i]} {row[i]:.1%}" for i in np.argsort(-row)[:3])
+        print(f"{user_image.name:{width}}  {top3}")
+
+
+def load_run_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
+    """Load the model in `--output-dir` and its class names.
+
+    Returns:
+        The model, uint8 (N, 28, 28) images → (N, classes) probabilities, and the class names.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: If there is no model, or it cannot be loaded.
     """
-    folder = options.results.output_dir
-    path = folder / "model.keras"
+    output_dir = options.results.output_dir
+    path = output_dir / "model.keras"
     if not path.exists():
-        command = f"python {options.script}.py"
-        if folder != type(options)().results.output_dir:
-            command += f" --output-dir {folder}"
-        raise UserError(f"there is no {path}: `{command}` makes one")
+        command = f"python {options.script_name}.py"
+        if output_dir != type(options)().results.output_dir:
+            command += f" --output-dir {output_dir}"
+        raise UserError(f"{path} does not exist; `{command}` trains a model")
     try:
-        model, class_names = model_io.load(path)
-    except Exception as error:  # of zip, JSON, HDF5 and Keras
+        model, class_names = model_io.load_model(path)
+    except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason}") from None
-    if (model.input_shape, model.output_shape) != ((None, SIDE, SIDE), (None, len(class_names))):
+        raise UserError(f"{path} cannot be loaded: {reason}") from None
+    expected_shapes = (None, IMAGE_SIZE, IMAGE_SIZE), (None, len(class_names))
+    if (model.input_shape, model.output_shape) != expected_shapes:
         raise UserError(f"{path} is not a model of these scripts")
     return model, class_names
 
 
-def files(paths: Iterable[Path]) -> list[Path]:
-    """The files among the paths, and those in their folders that look like pictures, by name.
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Return the files among `paths` and the image files in the directories among them, by name.
 
     Raises:
-        UserError: a folder has none, or cannot be read.
+        UserError: If a directory contains no image file, or cannot be read.
     """
     found = []
     for path in paths:
         if not path.is_dir():
-            found.append(path)  # if there is no such file, opening it will say so
+            found.append(path)  # opening it later reports a missing file
             continue
         try:
-            inside = sorted(path.iterdir())
+            entries = sorted(path.iterdir())
         except OSError as error:
             raise UserError(f"--predict: {error}") from None
-        found += (inside := [file for file in inside if is_picture(file)])
-        if not inside:
-            raise UserError(f"--predict: {path} has no picture files")
+        image_files = [entry for entry in entries if is_image_file(entry)]
+        if not image_files:
+            raise UserError(f"--predict: {path} contains no image files")
+        found += image_files
     return found
 
 
-def save(
-    folder: Path, own: list[OwnPicture], probabilities: np.ndarray, class_names: tuple[str, ...]
+def save_predictions(
+    directory: Path,
+    user_images: list[UserImage],
+    probabilities: np.ndarray,
+    class_names: tuple[str, ...],
 ) -> None:
-    """Writes `TABLE` and `PICTURE`, each whole or not at all.
+    """Write `PREDICTIONS_CSV` and `PREDICTIONS_PNG`, each completely or not at all.
 
     Args:
-        folder: gets them.
-        own: N pictures.
-        probabilities: (N, classes), in the table a column for each class: "p(Coat)".
-        class_names: the classes'.
+        directory: Directory to write to.
+        user_images: N images.
+        probabilities: (N, classes); a column per class in the CSV file, such as "p(Coat)".
+        class_names: Names of the classes.
 
     Raises:
-        UserError: one cannot be written.
+        UserError: If a file cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-            part = Path(temporary)
-            with open(part / TABLE, "w", newline="", encoding="utf-8") as file:
+        with staging_dir(directory) as temporary_dir:
+            with open(temporary_dir / PREDICTIONS_CSV, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(["file", "predicted", *(f"p({name})" for name in class_names)])
-                for picture, row in zip(own, probabilities, strict=True):
-                    writer.writerow([picture.name, class_names[row.argmax()], *row])
-            with our_style():
-                draw(own, probabilities, class_names).savefig(part / PICTURE)
-            for name in TABLE, PICTURE:
-                (part / name).replace(folder / name)
+                for user_image, row in zip(user_images, probabilities, strict=True):
+                    writer.writerow([user_image.name, class_names[row.argmax()], *row])
+            with plot_style():
+                figure = plot_predictions(user_images, probabilities, class_names)
+                figure.savefig(temporary_dir / PREDICTIONS_PNG)
+            for name in PREDICTIONS_CSV, PREDICTIONS_PNG:
+                (temporary_dir / name).replace(directory / name)
     except OSError as error:
-        raise UserError(f"{TABLE} and {PICTURE} cannot be written: {error}") from None
+        message = f"could not write {PREDICTIONS_CSV} and {PREDICTIONS_PNG}: {error}"
+        raise UserError(message) from None
 
 
-def draw(own: list[OwnPicture], probabilities: np.ndarray, class_names: tuple[str, ...]) -> Figure:
-    """For each picture, up to `DRAWN`: itself, the 28×28 that the model saw, its probabilities.
-
-    Those of the ten likeliest classes.
-    """
-    count = min(len(own), DRAWN)
-    rows = (count + 1) // 2
-    figure = Figure(figsize=(14, 2.2 * rows))
+def plot_predictions(
+    user_images: list[UserImage], probabilities: np.ndarray, class_names: tuple[str, ...]
+) -> Figure:
+    """Plot up to `MAX_PLOTTED` images, each with its model input and its top ten classes."""
+    num_images = min(len(user_images), MAX_PLOTTED)
+    num_rows = (num_images + 1) // 2
+    figure = Figure(figsize=(14, 2.2 * num_rows))
     widths = 1, 1, 1.6
-    grid = figure.subplots(rows, 6, squeeze=False, width_ratios=[*widths, *widths])
+    grid = figure.subplots(num_rows, 6, squeeze=False, width_ratios=[*widths, *widths])
     for axes in grid.flatten():
         axes.set_axis_off()
-    for i in range(count):
-        original, seen, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
-        original.imshow(own[i].original)
-        original.set_title(f"{Path(own[i].name).name[:28]}", fontsize=9)
-        seen.imshow(own[i].image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        seen.set_title("what the model saw", fontsize=9)
+    for i in range(num_images):
+        original, model_input, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
+        original.imshow(user_images[i].original)
+        original.set_title(f"{Path(user_images[i].name).name[:28]}", fontsize=9)
+        model_input.imshow(
+            user_images[i].image, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+        )
+        model_input.set_title("model input", fontsize=9)
         bars.set_axis_on()
         best = np.argmax(probabilities[i])
-        likeliest = np.sort(np.argsort(-probabilities[i], kind="stable")[:10])
-        colours = ["C0" if j == best else "silver" for j in likeliest]
-        names = [shortened(class_names[j]) for j in likeliest]
-        bars.barh(names, probabilities[i, likeliest], color=colours)
+        top10 = np.sort(np.argsort(-probabilities[i], kind="stable")[:10])
+        colors = ["C0" if j == best else "silver" for j in top10]
+        names = [truncate(class_names[j]) for j in top10]
+        bars.barh(names, probabilities[i, top10], color=colors)
         bars.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0 %", "50 %", "100 %"))
         bars.tick_params(labelsize=7)
         bars.invert_yaxis()
-        title = f"{shortened(class_names[best])} {probabilities[i, best]:.0%}"
+        title = f"{truncate(class_names[best])} {probabilities[i, best]:.0%}"
         bars.set_title(title, fontsize=9)
     return figure

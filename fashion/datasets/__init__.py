@@ -1,1 +1,1 @@
-"""Data sets: loading, checking, splitting and preprocessing images."""
+"""Data sets: finding, loading, checking, splitting and preprocessing images."""

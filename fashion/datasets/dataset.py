@@ -1,7 +1,7 @@
-"""Fashion-MNIST, or other data like it, as a value: images, labels, class names; three splits.
+"""Data sets of 28×28 gray images: images, labels, class names, and the three splits.
 
-A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split, the same
-for every run and both scripts.
+A twelfth of Fashion-MNIST's 60,000 training images (5,000, 500 of each class) is the validation
+split, the same in every run and for both scripts.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from fashion.errors import UsageError, UserError
 
 import numpy as np
 
-# Fashion-MNIST's. Other data bring theirs.
+# Class names of Fashion-MNIST; other data sets bring their own.
 CLASS_NAMES = (
     "T-shirt/top",
     "Trouser",
@@ -29,168 +29,185 @@ CLASS_NAMES = (
     "Bag",
     "Ankle boot",
 )
+MAX_CLASS_NAMES_BYTES = 60_000  # of all names as JSON; a .keras file's comment holds 65,535
+SPLIT_SEED = 2017  # fixed, so that all runs validate on the same images
 
 
-MOST_BYTES = 60_000  # of all names of classes: a model's file has room for 65,535
-SPLIT_SEED = 2017  # the data set's year; fixed, so that every run validates on the same images
+class RawDataset(NamedTuple):
+    """Training and test images before splitting, with their source and checksums."""
+
+    train_images: np.ndarray  # uint8 (N, 28, 28)
+    train_labels: np.ndarray  # uint8 or int32 (N,)
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    source: str  # description for the user
+    sha256: dict[str, str]  # of each (decompressed) file, by name
+    name: str
+    class_names: tuple[str, ...]
+    validation_indices: np.ndarray | None = None  # of training images, if already chosen
+    train_filenames: tuple[str, ...] = ()  # by index, if each image is a file
+    test_filenames: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Split:
-    """One of train, validation and test, in an order in which every prefix is class-balanced.
+    """A train, validation or test split, ordered so that every prefix is class-balanced.
 
-    A subset is a prefix, so smaller subsets are nested in larger ones, and what is computed for
-    each image of a subset is of use to every other subset.
+    A subset is a prefix. Smaller subsets are therefore nested in larger ones, and cached features
+    of one subset are useful for all others.
+
+    Attributes:
+        all_images: uint8 (M, 28, 28).
+        all_labels: int32 (M,).
+        all_indices: int64 (M,), each image's position in the data set's file.
+        size: Number N <= M of selected images.
+        filenames: File names by index, if each image is a file.
     """
 
-    all_images: np.ndarray  # uint8 (M, 28, 28)
-    all_labels: np.ndarray  # int32 (M,)
-    all_positions: np.ndarray  # int64 (M,): the image's number in the data set's file, from 0
-    size: int  # N <= M: how many of them are used
-    files: tuple[str, ...] = ()  # by position, if each image was a file of its own
+    all_images: np.ndarray
+    all_labels: np.ndarray
+    all_indices: np.ndarray
+    size: int
+    filenames: tuple[str, ...] = ()
 
     @property
     def images(self) -> np.ndarray:
-        """The images in use, uint8 (N, 28, 28)."""
+        """The selected images, uint8 (N, 28, 28)."""
         return self.all_images[: self.size]
 
     @property
     def labels(self) -> np.ndarray:
-        """Their labels, int32 (N,): numbers of class names, from 0."""
+        """The labels of the selected images, int32 (N,)."""
         return self.all_labels[: self.size]
 
     @property
-    def positions(self) -> np.ndarray:
-        """Their numbers in the data set's file, by which anybody can find them."""
-        return self.all_positions[: self.size]
+    def indices(self) -> np.ndarray:
+        """The selected images' positions in the data set's file, int64 (N,)."""
+        return self.all_indices[: self.size]
 
-    def title(self, row: int) -> str:
-        """By which anybody can find an image in use: its file, or "image" and its number."""
-        position = int(self.positions[row])
-        return self.files[position] if self.files else f"image {position}"
+    def image_name(self, i: int) -> str:
+        """Return the display name of a selected image: its file name, or "image <index>"."""
+        index = int(self.indices[i])
+        return self.filenames[index] if self.filenames else f"image {index}"
 
     @cached_property
-    def digest(self) -> str:
+    def images_sha256(self) -> str:
         """SHA-256 of all M images, in their order."""
         return hashlib.sha256(self.all_images.data).hexdigest()
 
 
-class Files(NamedTuple):
-    """The contents of the data set's four files, or as if of such, and where they were found."""
-
-    train_images: np.ndarray  # uint8 (N, 28, 28)
-    train_labels: np.ndarray  # uint8 (N,)
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    source: str  # in words
-    sha256: dict[str, str]  # of each file, decompressed, by its name
-    name: str  # the data set's
-    class_names: tuple[str, ...]  # by label
-    validation: np.ndarray | None = None  # numbers of training images, if they are chosen already
-    train_files: tuple[str, ...] = ()  # by number, if each image was a file of its own
-    test_files: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True)
-class FashionMNIST:
-    """The three splits, and what they were read from."""
+class ImageDataset:
+    """The three splits of a data set, with its source and checksums.
+
+    Attributes:
+        train, validation, test: The splits.
+        source: Description for the user.
+        sha256: Checksum of each (decompressed) file, by name.
+        name: Name of the data set.
+        class_names: Class names by label.
+    """
 
     train: Split
     validation: Split
     test: Split
     source: str
-    sha256: dict[str, str]  # of each file, decompressed
+    sha256: dict[str, str]
     name: str
-    class_names: tuple[str, ...]  # by label
+    class_names: tuple[str, ...]
 
     @property
     def slug(self) -> str:
-        """The name as W&B takes it for an artifact: "fashion-mnist"."""
+        """The name as a W&B artifact name, such as "fashion-mnist"."""
         return re.sub("[^a-z0-9.]+", "-", self.name.lower()).strip("-.")[:60] or "data"
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The three by name, in the order train, validation, test."""
+        """The splits by name, in the order train, validation, test."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
-    def record(self) -> dict[str, object]:
-        """What a run notes about its data."""
+    def metadata(self) -> dict[str, object]:
+        """Return sizes, checksums and class names, as recorded in metrics.json."""
         sizes = {name: split.size for name, split in self.splits.items()}
         classes = list(self.class_names)
         return {"source": self.source, **sizes, "sha256": self.sha256, "classes": classes}
 
 
-def checked_names(names: Iterable[str], origin: object) -> tuple[str, ...]:
-    """The names of classes, unless they would be of no use in pictures, tables and a model's file.
+def validate_class_names(names: Iterable[str], origin: object) -> tuple[str, ...]:
+    """Validate class names and return them as a tuple.
+
+    Args:
+        names: Class names.
+        origin: File or directory that contains them, for messages.
 
     Raises:
-        UserError: there is only one, one is empty, not printable or there twice, or all together
-            are too long.
+        UserError: If there are fewer than two names, a name is empty, unprintable or not unique, or
+            all names together are too long.
     """
     names = tuple(names)
     if len(names) < 2:
-        there = f"only {names[0]!r}" if names else "none"
-        raise UserError(f"{origin}: at least 2 classes are needed, and there is {there}")
+        found = f"only {names[0]!r} was found" if names else "none was found"
+        raise UserError(f"{origin}: at least 2 classes are needed, {found}")
     for i, name in enumerate(names):
         if not name.strip() or not name.isprintable():
             raise UserError(f"{origin}: the name of class {i}, {name!r}, is empty or unprintable")
         if name in names[:i]:
-            raise UserError(f"{origin}: {name!r} is the name of two classes")
-    if len(json.dumps(names)) > MOST_BYTES:
-        raise UserError(f"{origin}: the names of all {len(names)} classes are too long")
+            raise UserError(f"{origin}: two classes have the name {name!r}")
+    if len(json.dumps(names)) > MAX_CLASS_NAMES_BYTES:
+        raise UserError(f"{origin}: the names of the {len(names)} classes are too long")
     return names
 
 
-def printable(name: str) -> str:
-    """A file's name as it can be drawn and logged: its bytes may be of no character."""
+def replace_unprintable(name: str) -> str:
+    """Replace characters of a file name that cannot be plotted or logged by U+FFFD."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
-def split_files(
-    files: Files, train_size: int | None, validation_size: int | None, test_size: int | None
-) -> FashionMNIST:
-    """The three splits; of each, if a size is given, only so many images, class-balanced.
+def make_splits(
+    raw: RawDataset, train_size: int | None, validation_size: int | None, test_size: int | None
+) -> ImageDataset:
+    """Split a data set, and restrict each split to a class-balanced subset if a size is given.
 
     Raises:
-        UserError: there are too few training images.
-        UsageError: a size is larger than its split.
+        UserError: If there are too few training images.
+        UsageError: If a size is larger than its split.
     """
-    if files.validation is None:
-        order = class_balanced_order(files.train_labels)
-        held_out = len(order) // 12
-        if not held_out:
-            raise UserError(f"{files.source}: {len(order)} training images are too few to split")
-        train, validation = order[held_out:], order[:held_out]
+    if raw.validation_indices is None:
+        order = class_balanced_order(raw.train_labels)
+        num_validation = len(order) // 12
+        if not num_validation:
+            raise UserError(f"{raw.source}: {len(order)} training images are too few to split")
+        train, validation = order[num_validation:], order[:num_validation]
     else:
-        others = np.setdiff1d(np.arange(len(files.train_labels)), files.validation)
+        others = np.setdiff1d(np.arange(len(raw.train_labels)), raw.validation_indices)
         train, validation = (
-            rows[class_balanced_order(files.train_labels[rows])]
-            for rows in (others, files.validation)
+            indices[class_balanced_order(raw.train_labels[indices])]
+            for indices in (others, raw.validation_indices)
         )
 
-    def split(name: str, order: np.ndarray, size: int | None) -> Split:
+    def make_split(name: str, order: np.ndarray, size: int | None) -> Split:
         if size and size > len(order):
-            raise UsageError(f"--{name}-size {size}: there are {len(order)} {name} images")
-        images, labels, names = files.train_images, files.train_labels, files.train_files
+            raise UsageError(f"--{name}-size {size}: there are only {len(order)} {name} images")
+        images, labels, filenames = raw.train_images, raw.train_labels, raw.train_filenames
         if name == "test":
-            images, labels, names = files.test_images, files.test_labels, files.test_files
+            images, labels, filenames = raw.test_images, raw.test_labels, raw.test_filenames
         labels = labels[order].astype("int32")
-        return Split(images[order], labels, order, size or len(order), names)
+        return Split(images[order], labels, order, size or len(order), filenames)
 
-    return FashionMNIST(
-        train=split("train", train, train_size),
-        validation=split("validation", validation, validation_size),
-        test=split("test", class_balanced_order(files.test_labels), test_size),
-        source=files.source,
-        sha256=files.sha256,
-        name=files.name,
-        class_names=files.class_names,
+    return ImageDataset(
+        train=make_split("train", train, train_size),
+        validation=make_split("validation", validation, validation_size),
+        test=make_split("test", class_balanced_order(raw.test_labels), test_size),
+        source=raw.source,
+        sha256=raw.sha256,
+        name=raw.name,
+        class_names=raw.class_names,
     )
 
 
 def class_balanced_order(labels: np.ndarray) -> np.ndarray:
-    """A shuffled order that takes one image of each class in turn, as long as there are any."""
+    """Return a shuffled order that takes one image of each class in turn while any are left."""
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    turn = np.concatenate([np.arange(count) for count in np.bincount(labels)])
-    return by_class[np.argsort(turn, kind="stable")]
+    rank_in_class = np.concatenate([np.arange(count) for count in np.bincount(labels)])
+    return by_class[np.argsort(rank_in_class, kind="stable")]

@@ -1,129 +1,153 @@
-"""Picture files as 28×28 images, prepared once: a cache has each by the digest of its file."""
+"""Image files as 28×28 arrays, each preprocessed once and cached by the SHA-256 of its file."""
 
 import collections
 import contextlib
+import gzip
 import hashlib
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from fashion.datasets import preprocessing
-from fashion.datasets.dataset import printable
+from fashion.datasets.dataset import replace_unprintable
+from fashion.datasets.preprocessing import IMAGE_SIZE
+from fashion.environment import staging_dir
 from fashion.errors import UserError
 
 import numpy as np
 import PIL
 from PIL import Image
 
+SECONDS_BETWEEN_LINES = 20  # of progress
 
-class Pictures(NamedTuple):
-    """Pictures in the order of their classes and files."""
+
+class LabeledImages(NamedTuple):
+    """Images in the order of their classes and files."""
 
     images: np.ndarray  # uint8 (N, 28, 28)
     labels: np.ndarray  # int32 (N,)
-    files: tuple[str, ...]
+    filenames: tuple[str, ...]
 
-    def rows(self, chosen: np.ndarray) -> "Pictures":
-        """Those where the mask is true."""
-        files = tuple(file for file, used in zip(self.files, chosen, strict=True) if used)
-        return Pictures(self.images[chosen], self.labels[chosen], files)
+    def select(self, mask: np.ndarray) -> "LabeledImages":
+        """Return the images whose element of the mask is true."""
+        filenames = tuple(
+            name for name, is_selected in zip(self.filenames, mask, strict=True) if is_selected
+        )
+        return LabeledImages(self.images[mask], self.labels[mask], filenames)
 
-    def and_then(self, other: "Pictures") -> "Pictures":
-        """These, and after them those of another."""
+    def concatenate(self, other: "LabeledImages") -> "LabeledImages":
+        """Return these images followed by the others."""
         images, labels = (np.concatenate(pair) for pair in zip(self[:2], other[:2], strict=True))
-        return Pictures(images, labels, self.files + other.files)
+        return LabeledImages(images, labels, self.filenames + other.filenames)
 
-    def digests(self, name: str) -> dict[str, str]:
-        """SHA-256 of the images, and of their labels."""
+    def sha256(self, name: str) -> dict[str, str]:
+        """Return the checksums of images and labels, by `name` and "images" or "labels"."""
         arrays = {f"{name}-images": self.images, f"{name}-labels": self.labels}
         return {key: hashlib.sha256(array.data).hexdigest() for key, array in arrays.items()}
 
 
-class PictureCache:
-    """Pictures as 28×28, each a PNG file by the digest of the file that it comes from."""
+class ImageCache:
+    """Cache of preprocessed images: a PNG file per image file, named by its SHA-256."""
 
     def __init__(self, cache_dir: Path) -> None:
-        """In a folder for these very steps: other ones would make other images."""
-        steps = Path(preprocessing.__file__).read_bytes() + PIL.__version__.encode()
-        self.folder = cache_dir / f"pictures-{hashlib.sha256(steps).hexdigest()[:16]}"
+        """Use a directory of `cache_dir` for this version of the preprocessing and of Pillow."""
+        key = _version_key() + PIL.__version__.encode()
+        self.directory = cache_dir / f"pictures-{hashlib.sha256(key).hexdigest()[:16]}"
 
-    def prepared(self, path: Path) -> np.ndarray:
-        """A picture file as uint8 (28, 28).
+    def load(self, path: Path) -> np.ndarray:
+        """Load and preprocess an image file, or read the cached result: uint8 (28, 28).
 
         Raises:
-            UserError: the cache cannot be written.
-            Exception: of Pillow's many kinds: the file cannot be used.
+            UserError: If the cache cannot be written.
+            Exception: If the image cannot be used; Pillow raises many types.
         """
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        kept = self.folder / digest[:2] / f"{digest}.png"
-        with contextlib.suppress(Exception), Image.open(kept) as file:  # not there, or damaged
-            if (image := np.asarray(file)).shape == (preprocessing.SIDE, preprocessing.SIDE):
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        cached_path = self.directory / sha256[:2] / f"{sha256}.png"
+        # A missing or damaged file is written again.
+        with contextlib.suppress(Exception), Image.open(cached_path) as file:
+            if (image := np.asarray(file)).shape == (IMAGE_SIZE, IMAGE_SIZE):
                 return image
-        image = preprocessing.to_fashion_mnist(preprocessing.read(path))
+        image = preprocessing.preprocess_image(preprocessing.load_image(path))
         try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".incomplete-") as folder:
-                Image.fromarray(image).save(part := Path(folder) / kept.name)
-                part.replace(kept)
+            with staging_dir(cached_path.parent) as temporary_dir:
+                Image.fromarray(image).save(tmp_path := temporary_dir / cached_path.name)
+                tmp_path.replace(cached_path)
         except OSError as error:
             raise UserError(f"--cache-dir: {error}") from None
         return image
 
 
-def listed(names: Iterable[str]) -> str:
-    """Sorted, with commas."""
+def _version_key() -> bytes:
+    """Return the bytes that identify the version of the preprocessing."""
+    version = preprocessing.PREPROCESSING_VERSION
+    if version == 1:
+        # Earlier releases used the source text of the preprocessing. Version 1 has the same pixels
+        # and so uses that text as its key, which keeps their caches valid.
+        path = Path(__file__).with_name("preprocessing_v1.gz")
+        return gzip.decompress(path.read_bytes())
+    return f"{version}-".encode()
+
+
+def join_sorted(names: Iterable[str]) -> str:
+    """Join names in sorted order with commas."""
     return ", ".join(sorted(names))
 
 
-def read_pictures(folder: Path, classes: Sequence[Path], cache: PictureCache) -> Pictures:
-    """The pictures in the classes' folders, by label, and in folders of these; named in `folder`.
+def load_images(directory: Path, class_dirs: Sequence[Path], cache: ImageCache) -> LabeledImages:
+    """Load the images below the directory of each class; skip unusable files with a message.
 
-    What cannot be used is named on stderr and left out.
+    Args:
+        directory: Directory that file names are relative to.
+        class_dirs: Directory of each class, by label.
+        cache: Cache of preprocessed images.
 
     Raises:
-        OSError: a folder or file cannot be read.
-        UserError: the cache cannot be written.
+        OSError: If a directory or file cannot be read.
+        UserError: If the cache cannot be written.
     """
-    found = [(label, path) for label, of in enumerate(classes) for path in _pictures_below(of)]
-    images, labels, files = [], [], []
-    last = time.monotonic()
-    for done, (label, path) in enumerate(found):
-        if time.monotonic() - last > 20:
-            last = time.monotonic()
-            print(f"{done:,} of {len(found):,} pictures are prepared", flush=True)
+    paths = [
+        (label, path)
+        for label, class_dir in enumerate(class_dirs)
+        for path in _find_image_files(class_dir)
+    ]
+    images, labels, filenames = [], [], []
+    last_line = time.monotonic()
+    for done, (label, path) in enumerate(paths):
+        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            print(f"Preprocessed {done:,} of {len(paths):,} images", flush=True)
         try:
-            images.append(cache.prepared(path))
+            images.append(cache.load(path))
         except UserError:
             raise
-        except Exception as error:  # of Pillow's many ways to refuse a file
-            print(f"{path}: not used: {error}", file=sys.stderr)
+        except Exception as error:  # Pillow raises many types
+            print(f"{path}: skipped: {error}", file=sys.stderr)
             continue
         labels.append(label)
-        files.append(printable(path.relative_to(folder).as_posix()))
-    shape = len(images), preprocessing.SIDE, preprocessing.SIDE
-    return Pictures(
-        np.reshape(images, shape).astype("uint8"), np.array(labels, "int32"), tuple(files)
+        filenames.append(replace_unprintable(path.relative_to(directory).as_posix()))
+    shape = len(images), IMAGE_SIZE, IMAGE_SIZE
+    return LabeledImages(
+        np.reshape(images, shape).astype("uint8"), np.array(labels, "int32"), tuple(filenames)
     )
 
 
-def _pictures_below(folder: Path) -> list[Path]:
-    """The picture files in a folder and its folders, by name; says which others there are."""
+def _find_image_files(directory: Path) -> list[Path]:
+    """Return the image files below a directory in sorted order; print which others it contains."""
 
-    def fail(error: OSError) -> NoReturn:
+    def raise_error(error: OSError) -> NoReturn:
         raise error
 
-    paths: list[Path] = []
+    image_files: list[Path] = []
     others: list[Path] = []
-    for where, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(where, name) for name in names if not name.startswith(".")):
-            (paths if preprocessing.is_picture(path) else others).append(path)
+    for parent, subdirs, names in os.walk(directory, onerror=raise_error):
+        subdirs[:] = [name for name in subdirs if not name.startswith(".")]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            (image_files if preprocessing.is_image_file(path) else others).append(path)
     if others:
         kinds = collections.Counter(path.suffix or path.name for path in others)
-        named = listed(f"{kind} ({count})" for kind, count in kinds.items())
-        print(f"{folder}: not used, since not named as pictures: {named}", file=sys.stderr)
-    return sorted(paths)
+        counts = join_sorted(f"{kind} ({count})" for kind, count in kinds.items())
+        print(f"{directory}: skipped files without an image extension: {counts}", file=sys.stderr)
+    return sorted(image_files)

@@ -1,7 +1,8 @@
-"""One's own pictures as a data set: a folder for each class, as Keras' own loader takes them.
+"""Image folders: a data set of one directory of images per class.
 
-That is what `keras.utils.image_dataset_from_directory` takes: the folders' names, sorted, are the
-classes. Each picture becomes 28×28 by the steps of `--predict`.
+The layout is that of `keras.utils.image_dataset_from_directory` and torchvision's `ImageFolder`:
+the sorted names of the directories are the classes. Each image becomes 28×28 by the same
+preprocessing as for `--predict`.
 """
 
 import sys
@@ -9,14 +10,15 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from fashion.datasets.dataset import SPLIT_SEED, Files, checked_names
-from fashion.datasets.image_cache import PictureCache, listed, read_pictures
+from fashion.datasets.dataset import SPLIT_SEED, RawDataset, validate_class_names
+from fashion.datasets.image_cache import ImageCache, LabeledImages, join_sorted, load_images
 from fashion.errors import UsageError, UserError
 
 import numpy as np
 
-FEWEST = 5  # pictures of a class
-SPLITS = {  # by the names of their folders, whatever their case
+MIN_IMAGES_PER_CLASS = 5
+TEST_ONE_IN, VALIDATION_ONE_IN = 6, 12  # held out of each class without test/ or val/
+SPLIT_DIR_NAMES = {  # lower case
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -27,159 +29,191 @@ SPLITS = {  # by the names of their folders, whatever their case
 }
 
 
-def are_in(folder: Path) -> bool:
-    """Whether a folder has folders, and no IDX files.
+def is_image_folder(path: Path) -> bool:
+    """Return whether a directory contains directories, and no IDX files.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: If the directory cannot be read.
     """
     try:
-        return bool(_subfolders(folder)) and not any(folder.glob("*-ubyte*"))
+        return bool(_list_subdirs(path)) and not any(path.glob("*-ubyte*"))
     except OSError as error:
         raise UserError(f"--data-dir: {error}") from None
 
 
-def keep_apart(data_dir: Path | None, written: dict[str, Path]) -> None:
-    """What a run writes, by its option, must not come among the classes of a later run.
+def check_outputs_outside_data_dir(data_dir: Path | None, output_dirs: dict[str, Path]) -> None:
+    """Check that no output directory lies inside an image folder, where it would become a class.
+
+    Args:
+        data_dir: Value of `--data-dir`.
+        output_dirs: Directories that the run writes to, by option.
 
     Raises:
-        UsageError: it would.
+        UsageError: If an output directory lies inside `data_dir`.
     """
-    if data_dir and are_in(data_dir):
-        for option, path in written.items():
+    if data_dir and is_image_folder(data_dir):
+        for option, path in output_dirs.items():
             if path.resolve().is_relative_to(data_dir.resolve()):
                 raise UsageError(
-                    f"{option}: {path} is within --data-dir, where a folder is a class: use another"
+                    f"{option}: {path} lies inside --data-dir, where a directory is a class; "
+                    "use another directory"
                 )
 
 
-def read(folder: Path, cache_dir: Path) -> Files:
-    """The pictures of a folder for each class, or of its `train/` and `test/` with such folders.
+def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
+    """Load images from one directory per class, optionally below `train/`, `val/` and `test/`.
 
-    Without `test/`, a sixth of each class is set aside as such by a fixed seed; without `val/`, a
-    twelfth of the rest is for validation. Each class has at least one picture in each split. What
-    cannot be used is named and left out.
+    Without `test/`, a sixth of each class is held out for testing, with a fixed seed; without
+    `val/`, a twelfth of the rest for validation. Each class has at least one image in each split.
+    Files that cannot be used are skipped with a message.
 
     Raises:
-        UserError: there are too few classes or pictures, train/ and test/ differ in their classes,
-            a file or folder cannot be read, or the cache cannot be written.
+        UserError: If there are too few classes or images, the classes of the splits differ, a file
+            or directory cannot be read, or the cache cannot be written.
     """
     try:
-        folders = _split_folders(folder)
-        classes = {name: _subfolders(part) for name, part in folders.items()}
-        class_names = checked_names(classes["train"], folders["train"])
-        for name, part in folders.items():
-            if other := set(class_names) ^ set(classes[name]):
-                both = f"{folders['train'].name}/ and {part.name}/"
-                raise UserError(f"{folder}: in only one of {both}: {listed(other)}")
-        cache = PictureCache(cache_dir)
-        parts = {
-            name: read_pictures(part, [classes[name][n] for n in class_names], cache)
-            for name, part in folders.items()
-        }
+        split_dirs = _find_split_dirs(path)
+        class_names, parts = _load_splits(path, split_dirs, ImageCache(cache_dir))
     except BrokenPipeError:
-        raise  # nobody reads what is printed
+        raise  # the reader of the output is gone
     except OSError as error:
         raise UserError(f"--data-dir: {error}") from None
-    counts = {
-        name: np.bincount(part.labels, minlength=len(class_names)) for name, part in parts.items()
-    }
-    _check(folder, class_names, np.sum(list(counts.values()), axis=0), FEWEST)
-    for name, part in folders.items():
-        # Those for training are divided among the splits that have no folder.
-        _check(part, class_names, counts[name], 4 - len(folders) if name == "train" else 1)
     train, test = parts["train"], parts.get("test")
     if not test:
-        chosen = _choose(train.labels, 6)
-        train, test = train.rows(~chosen), train.rows(chosen)
-    if of_its_own := parts.get("validation"):
-        validation = np.arange(len(train.labels) + len(of_its_own.labels)) >= len(train.labels)
-        train = train.and_then(of_its_own)
+        test_mask = _stratified_holdout(train.labels, TEST_ONE_IN)
+        train, test = train.select(~test_mask), train.select(test_mask)
+    if explicit_validation := parts.get("validation"):
+        num_train = len(train.labels)
+        train = train.concatenate(explicit_validation)
+        validation_mask = np.arange(len(train.labels)) >= num_train
     else:
-        validation = _choose(train.labels, 12)
-    _tell_of_twins(train.images[~validation], train.images[validation], test.images)
-    return Files(
+        validation_mask = _stratified_holdout(train.labels, VALIDATION_ONE_IN)
+    _warn_about_duplicates(
+        train.images[~validation_mask], train.images[validation_mask], test.images
+    )
+    return RawDataset(
         train_images=train.images,
         train_labels=train.labels,
         test_images=test.images,
         test_labels=test.labels,
-        source=f"{folder} (--data-dir, {len(class_names)} classes)",
-        sha256=train.digests("train") | test.digests("test"),
-        name=folder.resolve().name,
+        source=f"{path} (--data-dir, {len(class_names)} classes)",
+        sha256=train.sha256("train") | test.sha256("test"),
+        name=path.resolve().name,
         class_names=class_names,
-        validation=np.flatnonzero(validation),
-        train_files=train.files,
-        test_files=test.files,
+        validation_indices=np.flatnonzero(validation_mask),
+        train_filenames=train.filenames,
+        test_filenames=test.filenames,
     )
 
 
-def _subfolders(folder: Path) -> dict[str, Path]:
-    """A folder's folders by name, sorted, but hidden ones: none if there is no such folder."""
-    if not folder.is_dir():
+def _load_splits(
+    path: Path, split_dirs: dict[str, Path], cache: ImageCache
+) -> tuple[tuple[str, ...], dict[str, LabeledImages]]:
+    """Return the class names and the images of each split that has a directory.
+
+    Raises:
+        OSError: If a directory or file cannot be read.
+        UserError: If classes differ, or contain too few images.
+    """
+    class_dirs = {split: _list_subdirs(directory) for split, directory in split_dirs.items()}
+    class_names = validate_class_names(class_dirs["train"], split_dirs["train"])
+    for split, directory in split_dirs.items():
+        if unmatched := set(class_names) ^ set(class_dirs[split]):
+            both = f"{split_dirs['train'].name}/ and {directory.name}/"
+            raise UserError(f"{path}: only in one of {both}: {join_sorted(unmatched)}")
+    parts = {
+        split: load_images(directory, [class_dirs[split][name] for name in class_names], cache)
+        for split, directory in split_dirs.items()
+    }
+    counts = {
+        split: np.bincount(part.labels, minlength=len(class_names)) for split, part in parts.items()
+    }
+    total = np.sum(list(counts.values()), axis=0)
+    _check_min_images(path, class_names, total, MIN_IMAGES_PER_CLASS)
+    for split, directory in split_dirs.items():
+        # Training images are divided among the splits without a directory.
+        minimum = 4 - len(split_dirs) if split == "train" else 1
+        _check_min_images(directory, class_names, counts[split], minimum)
+    return class_names, parts
+
+
+def _list_subdirs(directory: Path) -> dict[str, Path]:
+    """Return the visible subdirectories by name, sorted; {} if there is no such directory."""
+    if not directory.is_dir():
         return {}
-    found = sorted(path for path in folder.iterdir() if path.is_dir())
+    subdirs = sorted(path for path in directory.iterdir() if path.is_dir())
     return {
-        unicodedata.normalize("NFC", path.name): path  # macOS writes umlauts otherwise
-        for path in found
+        unicodedata.normalize("NFC", path.name): path  # macOS decomposes umlauts
+        for path in subdirs
         if not path.name.startswith(".") and path.name != "__MACOSX"
     }
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folders with the classes' folders, by split: "train", and others if there are such.
+def _find_split_dirs(path: Path) -> dict[str, Path]:
+    """Return the directory of each split: only "train" if the classes are directly in `path`.
 
     Raises:
-        UserError: they are named as splits, but without classes' folders to train on.
+        UserError: If there are split directories, but none with classes to train on.
     """
-    inside = _subfolders(folder)
-    found: dict[str, Path] = {}
+    subdirs = _list_subdirs(path)
+    split_dirs: dict[str, Path] = {}
     others = []
-    for name, path in inside.items():
-        split = SPLITS.get(name.lower())
-        if split and split not in found and _subfolders(path):
-            found[split] = path
+    for name, subdir in subdirs.items():
+        split = SPLIT_DIR_NAMES.get(name.lower())
+        if split and split not in split_dirs and _list_subdirs(subdir):
+            split_dirs[split] = subdir
         else:
             others.append(name)
-    named = all(name.lower() in SPLITS for name in others)
-    if "train" in found and (named or len(found) > 1):
+    others_are_splits = all(name.lower() in SPLIT_DIR_NAMES for name in others)
+    if "train" in split_dirs and (others_are_splits or len(split_dirs) > 1):
         if others:
-            print(f"{folder}: not looked at: {listed(others)}", file=sys.stderr)
-        return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
-    if named and inside:
-        raise UserError(f"{folder}: there is no train/ with a folder for each class in it")
-    return {"train": folder}
+            print(f"{path}: ignored: {join_sorted(others)}", file=sys.stderr)
+        order = dict.fromkeys(SPLIT_DIR_NAMES.values())
+        return {split: split_dirs[split] for split in order if split in split_dirs}
+    if others_are_splits and subdirs:
+        raise UserError(f"{path}: no train/ that contains a directory per class")
+    return {"train": path}
 
 
-def _check(folder: Path, class_names: Sequence[str], counts: np.ndarray, fewest: int) -> None:
-    """Raises a `UserError` that names the classes which have fewer pictures."""
-    few = [f"{n} ({count})" for n, count in zip(class_names, counts, strict=True) if count < fewest]
-    if few:
-        pictures = "picture" if fewest == 1 else "pictures"
-        needed = f"each class needs at least {fewest} {pictures} that can be used"
-        raise UserError(f"{folder}: {needed}; too few are in {', '.join(few)}")
+def _check_min_images(
+    path: Path, class_names: Sequence[str], counts: np.ndarray, minimum: int
+) -> None:
+    """Raise a `UserError` that names the classes with fewer than `minimum` images."""
+    too_few = [
+        f"{name} ({count})"
+        for name, count in zip(class_names, counts, strict=True)
+        if count < minimum
+    ]
+    if too_few:
+        images = "image" if minimum == 1 else "images"
+        raise UserError(
+            f"{path}: each class needs at least {minimum} usable {images}; too few: "
+            f"{', '.join(too_few)}"
+        )
 
 
-def _choose(labels: np.ndarray, share: int) -> np.ndarray:
-    """Marks one in so many of each class, at least one, by the fixed seed: bool (N,)."""
-    chosen = np.zeros(len(labels), bool)
+def _stratified_holdout(labels: np.ndarray, one_in: int) -> np.ndarray:
+    """Return a mask that holds out 1/`one_in` of each class (at least one image), bool (N,)."""
+    mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        shuffled = np.random.default_rng([SPLIT_SEED, label]).permutation(rows)
-        chosen[shuffled[: max(1, len(rows) // share)]] = True
-    return chosen
+        indices = np.flatnonzero(labels == label)
+        shuffled = np.random.default_rng([SPLIT_SEED, label]).permutation(indices)
+        mask[shuffled[: max(1, len(indices) // one_in)]] = True
+    return mask
 
 
-def _tell_of_twins(train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> None:
-    """Says how many images of a later split are in an earlier one, too."""
+def _warn_about_duplicates(train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> None:
+    """Warn about validation or test images that also occur in an earlier split."""
     seen: set[bytes] = set()
-    twins = []
+    duplicates = []
     for images in train, validation, test:
         contents = [image.tobytes() for image in images]
-        twins.append(sum(content in seen for content in contents))
+        duplicates.append(sum(content in seen for content in contents))
         seen.update(contents)
-    if any(twins[1:]):
+    if any(duplicates[1:]):
         print(
-            f"Identical pictures: {twins[1]:,} of {len(validation):,} for validation are also for "
-            f"training, and {twins[2]:,} of {len(test):,} for testing also for one of these",
+            f"Duplicate images: {duplicates[1]:,} of {len(validation):,} validation images also "
+            f"occur in the training set; {duplicates[2]:,} of {len(test):,} test images also occur "
+            "in the training or validation set.",
             file=sys.stderr,
         )

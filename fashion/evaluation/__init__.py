@@ -1,1 +1,1 @@
-"""Numbers about a trained model: metrics, embeddings, nearest neighbors."""
+"""Numbers about a trained model: metrics, embeddings, nearest neighbors, principal components."""

@@ -1,92 +1,139 @@
-"""What a network makes of images just before its answer, and which images are alike in that."""
+"""Penultimate-layer embeddings: nearest neighbors of the errors, principal components."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from fashion import devices
+from fashion.evaluation.metrics import Evaluation
 
 import keras
 import numpy as np
 
+NUM_MISTAKES, NUM_NEIGHBORS = 12, 4
+NUM_COMPONENTS = 50  # the maximum of W&B's projector
+PREDICTION_CHUNK = 10_000  # images whose float32 outputs are in memory at once
 
-class Answers(NamedTuple):
-    """A network's to N images."""
+
+class Predictions(NamedTuple):
+    """A model's predictions for N images."""
 
     probabilities: np.ndarray  # float32 (N, classes)
-    embeddings: np.ndarray  # float16 (N, units): what its last layer sees
+    embeddings: np.ndarray  # float16 (N, embedding_dim): input of the last layer
 
     @classmethod
-    def of(cls, outputs: np.ndarray, classes: int) -> "Answers":
-        """From what a network of `answering` gives."""
+    def from_outputs(cls, outputs: np.ndarray, num_classes: int) -> "Predictions":
+        """Split the outputs of a model with embedding output, float32 (N, …)."""
         largest = np.finfo("float16").max
-        embeddings = outputs[:, classes:].clip(-largest, largest).astype("float16")
-        return cls(outputs[:, :classes].copy(), embeddings)
+        embeddings = outputs[:, num_classes:].clip(-largest, largest).astype("float16")
+        return cls(outputs[:, :num_classes].copy(), embeddings)
 
 
-def answering(network: keras.Model) -> keras.Model:
-    """The same, giving what its last layer sees, too: float32 (N, classes + units)."""
-    both = network.outputs[0], network.layers[-2].output
-    both_float32 = [keras.ops.cast(values, "float32") for values in both]
-    # A Sequential model's `input` would be that of the model which it is a part of.
-    inputs = network.inputs[0] if isinstance(network, keras.Sequential) else network.input
-    return keras.Model(inputs, keras.ops.concatenate(both_float32, axis=1))
+def with_embedding_output(model: keras.Model) -> keras.Model:
+    """Return a model that also outputs its penultimate layer.
+
+    The output is the concatenation of probabilities and embeddings, float32
+    (N, classes + embedding_dim).
+    """
+    outputs = model.outputs[0], model.layers[-2].output
+    outputs_float32 = [keras.ops.cast(values, "float32") for values in outputs]
+    # The `input` of a Sequential model inside another model would be the outer model's.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, keras.ops.concatenate(outputs_float32, axis=1))
 
 
-def answer(
-    network: keras.Model, inputs: np.ndarray, copies: int = 1, batch_size: int = 1000
-) -> Answers:
-    """A network's answers.
+def predict_with_embeddings(
+    model: keras.Model, inputs: np.ndarray, num_views: int = 1, batch_size: int = 1000
+) -> Predictions:
+    """Return a model's probabilities and embeddings, averaged over the views of each image.
 
     Args:
-        network: inputs → probabilities (N, classes), by the last of its layers.
-        inputs: (copies·N, …).
-        copies: how many there are of each image, all the first ones before all the second ones.
-            The answers to them are averaged.
-        batch_size: for how many inputs at once there is memory.
+        model: inputs → (N, classes) probabilities, computed by the last layer.
+        inputs: (num_views·N, …): the first views of all images, then their second views.
+        num_views: Number of views per image.
+        batch_size: Number of inputs that fit into memory at once.
     """
-    asked, classes, parts = answering(network), network.outputs[0].shape[-1], []
-    every_copy = np.split(inputs, copies)
-    for start in range(0, len(every_copy[0]), 10_000):  # in float32, all would be twice as large
-        some = (copy[start : start + 10_000] for copy in every_copy)
-        outputs = [devices.predict_in_batches(asked, copy, batch_size) for copy in some]
-        parts.append(Answers.of(np.mean(outputs, axis=0), classes))
-    return Answers(*map(np.concatenate, zip(*parts, strict=True)))
+    embedding_model, num_classes = with_embedding_output(model), model.outputs[0].shape[-1]
+    chunks, views = [], np.split(inputs, num_views)
+    for start in range(0, len(views[0]), PREDICTION_CHUNK):
+        outputs = [
+            devices.predict_in_batches(
+                embedding_model, view[start : start + PREDICTION_CHUNK], batch_size
+            )
+            for view in views
+        ]
+        chunks.append(Predictions.from_outputs(np.mean(outputs, axis=0), num_classes))
+    return Predictions(*map(np.concatenate, zip(*chunks, strict=True)))
 
 
-class Nearest(NamedTuple):
-    """For each of M embeddings, those most like it among N others, the nearest first."""
+class Neighbors(NamedTuple):
+    """The nearest neighbors of M embeddings among N others, nearest first."""
 
-    rows: np.ndarray  # int (M, count): among the others
-    distances: np.ndarray  # float32 (M, count): Euclidean
-
-
-def nearest(embeddings: np.ndarray, others: np.ndarray, count: int) -> Nearest:
-    """Finds up to `count` of `others`, (N, units), for each of `embeddings`, (M, units)."""
-    middle = others.mean(axis=0, dtype="float32")
-    embeddings, others = embeddings - middle, others - middle
-    # Squared distances, less what is the same for all others; rounded, but enough to sort out most.
-    roughly = np.einsum("ij,ij->i", others, others) - 2 * embeddings @ others.T
-    rows = np.argsort(roughly, axis=1)[:, : 4 * count]
-    distances = np.linalg.norm(others[rows] - embeddings[:, None], axis=2)
-    order = np.argsort(distances, axis=1, kind="stable")[:, :count]
-    return Nearest(*(np.take_along_axis(values, order, axis=1) for values in (rows, distances)))
+    indices: np.ndarray  # int (M, k), into the others
+    distances: np.ndarray  # float32 (M, k), Euclidean
 
 
-class Projection(NamedTuple):
-    """N embeddings in fewer dimensions: the directions in which they differ most come first."""
+def nearest_neighbors(embeddings: np.ndarray, others: np.ndarray, k: int) -> Neighbors:
+    """Find up to `k` nearest neighbors of each embedding, (M, dim), among `others`, (N, dim)."""
+    mean = others.mean(axis=0, dtype="float32")
+    embeddings, others = embeddings - mean, others - mean
+    # Squared distances up to a constant per row; rounded, but good enough to preselect candidates.
+    approx_distances = np.einsum("ij,ij->i", others, others) - 2 * embeddings @ others.T
+    candidates = np.argsort(approx_distances, axis=1)[:, : 4 * k]
+    distances = np.linalg.norm(others[candidates] - embeddings[:, None], axis=2)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    indices, distances = (
+        np.take_along_axis(values, order, axis=1) for values in (candidates, distances)
+    )
+    return Neighbors(indices, distances)
 
-    points: np.ndarray  # float32 (N, dimensions)
-    shares: np.ndarray  # float32 (dimensions,): of their variance
+
+class PCAProjection(NamedTuple):
+    """N embeddings projected onto their principal components, largest variance first."""
+
+    points: np.ndarray  # float32 (N, n_components)
+    explained_variance_ratio: np.ndarray  # float32 (n_components,)
 
 
-def project(embeddings: np.ndarray, dimensions: int) -> Projection:
-    """Principal components of embeddings, (N, units); where there are fewer, zeros beside them."""
-    centred = embeddings.astype("float32")
-    centred -= centred.mean(axis=0)
-    variances, directions = np.linalg.eigh(centred.T @ centred)  # the least variance first
-    directions = directions[:, : -dimensions - 1 : -1]
-    # The sign of a direction is chance: here its largest part is positive.
+def pca(embeddings: np.ndarray, n_components: int) -> PCAProjection:
+    """Project embeddings, (N, dim), onto principal components; pad with zeros if dim is smaller."""
+    centered = embeddings.astype("float32")
+    centered -= centered.mean(axis=0)
+    variances, directions = np.linalg.eigh(centered.T @ centered)  # smallest variance first
+    directions = directions[:, : -n_components - 1 : -1]
+    # The sign of a direction is arbitrary; make its largest component positive.
     directions *= np.sign(directions[np.abs(directions).argmax(axis=0), range(directions.shape[1])])
-    points = centred @ directions
-    shares = variances[: -dimensions - 1 : -1] / max(variances.sum(), 1e-9)
-    missing = 0, dimensions - len(shares)
-    return Projection(np.pad(points, [(0, 0), missing]), np.pad(shares, missing))
+    points = centered @ directions
+    ratios = variances[: -n_components - 1 : -1] / max(variances.sum(), 1e-9)
+    padding = 0, n_components - len(ratios)
+    return PCAProjection(np.pad(points, [(0, 0), padding]), np.pad(ratios, padding))
+
+
+@dataclass(frozen=True)
+class ErrorAnalysis:
+    """The most confident errors on the test images, with their nearest training images.
+
+    Attributes:
+        evaluation: Evaluation of the test images.
+        mistakes: Indices of the most confident errors among the test images, int (M,).
+        neighbors: Nearest training images of each mistake.
+        embedding_dim: Number of units of the penultimate layer.
+        projection: Principal components of the test images' embeddings.
+    """
+
+    evaluation: Evaluation
+    mistakes: np.ndarray
+    neighbors: Neighbors
+    embedding_dim: int
+    projection: PCAProjection
+
+    @classmethod
+    def from_predictions(
+        cls, predictions: dict[str, Predictions], evaluation: Evaluation
+    ) -> "ErrorAnalysis":
+        """Analyze the predictions for each split, given the evaluation of the test images."""
+        mistakes = evaluation.most_confident_errors(NUM_MISTAKES)
+        embeddings = predictions["test"].embeddings
+        train_embeddings = predictions["train"].embeddings
+        neighbors = nearest_neighbors(embeddings[mistakes], train_embeddings, NUM_NEIGHBORS)
+        projection = pca(embeddings, NUM_COMPONENTS)
+        return cls(evaluation, mistakes, neighbors, embeddings.shape[1], projection)

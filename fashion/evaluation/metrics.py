@@ -1,59 +1,75 @@
-"""How good a model is: all that is derived from its probabilities and the labels."""
+"""Metrics of a model, computed from its probabilities and the labels."""
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from fashion.datasets.dataset import FashionMNIST
+from fashion.datasets.dataset import ImageDataset
 
 import numpy as np
 
 Z95 = 1.959964  # standard normal quantile of 97.5 %
+NUM_CALIBRATION_BINS = 15
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % confidence interval of a share that was found among so many (Wilson 1927)."""
-    square = Z95 * Z95 / count
-    centre = (share + square / 2) / (1 + square)
-    half = math.sqrt(share * (1 - share) * square + square * square / 4) / (1 + square)
-    return centre - half, centre + half
+def wilson_interval(proportion: float, n: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a proportion of `n` trials (Wilson 1927)."""
+    square = Z95 * Z95 / n
+    center = (proportion + square / 2) / (1 + square)
+    variance = proportion * (1 - proportion) * square + square * square / 4
+    half_width = math.sqrt(variance) / (1 + square)
+    return center - half_width, center + half_width
 
 
-class Bin(NamedTuple):
-    """Images of about the same confidence."""
+class CalibrationBin(NamedTuple):
+    """Images with similar confidence."""
 
-    images: int
-    confidence: float  # the mean
+    num_images: int
+    confidence: float  # mean
     accuracy: float
 
 
-class Coverage(NamedTuple):
-    """The accuracy on the surest share of the images."""
+class CoveragePoint(NamedTuple):
+    """Accuracy on the fraction `coverage` of the images that has the highest confidence."""
 
     coverage: float
     accuracy: float
 
 
 class ClassScores(NamedTuple):
-    """How well one class is told from the others, and what it is most often taken for."""
+    """Scores of one class, and the class it is most often confused with."""
 
     name: str
     precision: float
     recall: float
     f1: float
     support: int
-    confused_with: str  # "" if with none
-    confused: int  # how many images
+    most_confused_with: str  # "" if never confused
+    most_confused_count: int  # number of images
 
-    def record(self) -> dict[str, object]:
-        """As a run notes them."""
-        return {"class": self.name} | {name: getattr(self, name) for name in self._fields[1:]}
+    def as_dict(self) -> dict[str, object]:
+        """Return the scores by their keys in metrics.json and columns in W&B."""
+        return {
+            "class": self.name,
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1": self.f1,
+            "support": self.support,
+            "confused_with": self.most_confused_with,
+            "confused": self.most_confused_count,
+        }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's probabilities, float (N, classes), for images with these labels, int (N,)."""
+    """A model's probabilities for images, and the images' labels.
+
+    Attributes:
+        probabilities: float (N, classes).
+        labels: int (N,).
+        class_names: Names of the classes.
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
@@ -61,42 +77,43 @@ class Evaluation:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """The likeliest class of each image, int (N,)."""
+        """The most likely class of each image, int (N,)."""
         return self.probabilities.argmax(axis=1)
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """The probability of the likeliest class, float (N,)."""
+        """The probability of the most likely class, float (N,)."""
         return self.probabilities.max(axis=1)
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """Whether the likeliest class is the right one, bool (N,)."""
+        """Whether the most likely class is the label, bool (N,)."""
         return self.predicted == self.labels
 
     @property
     def accuracy(self) -> float:
-        """The share of images whose likeliest class is the right one."""
+        """The fraction of images that are classified correctly."""
         return float(self.correct.mean())
 
     @property
     def loss(self) -> float:
-        """The mean cross-entropy in nats; probabilities below 1e-7 count as 1e-7, as in Keras."""
-        of_label = self.probabilities[np.arange(len(self.labels)), self.labels]
-        return float(-np.log(np.maximum(of_label, 1e-7), dtype="float64").mean())
+        """The mean cross-entropy in nats; probabilities are clipped to 1e-7, as in Keras."""
+        label_probabilities = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return float(-np.log(np.maximum(label_probabilities, 1e-7), dtype="float64").mean())
 
     @property
-    def interval95(self) -> tuple[float, float]:
-        """Wilson's 95 % confidence interval of the accuracy."""
+    def accuracy_ci95(self) -> tuple[float, float]:
+        """The Wilson 95 % confidence interval of the accuracy."""
         return wilson_interval(self.accuracy, len(self.labels))
 
     @cached_property
-    def calibration(self) -> list[Bin]:
-        """Those of 15 bins of confidence that hold images."""
-        bins = np.minimum((self.confidence * 15).astype(int), 14)
+    def calibration_bins(self) -> list[CalibrationBin]:
+        """The non-empty bins of equal width in confidence."""
+        last = NUM_CALIBRATION_BINS - 1
+        bins = np.minimum((self.confidence * NUM_CALIBRATION_BINS).astype(int), last)
         return [
-            Bin(
-                images=int(np.sum(bins == i)),
+            CalibrationBin(
+                num_images=int(np.sum(bins == i)),
                 confidence=float(self.confidence[bins == i].mean(dtype="float64")),
                 accuracy=float(self.correct[bins == i].mean()),
             )
@@ -105,91 +122,97 @@ class Evaluation:
 
     @property
     def expected_calibration_error(self) -> float:
-        """How far confidence and accuracy are apart, on average (Guo et al., ICML 2017)."""
-        gaps = (bin.images * abs(bin.confidence - bin.accuracy) for bin in self.calibration)
+        """The mean gap between confidence and accuracy (Guo et al., ICML 2017)."""
+        gaps = (
+            bin.num_images * abs(bin.confidence - bin.accuracy) for bin in self.calibration_bins
+        )
         return sum(gaps) / len(self.labels)
 
     @cached_property
-    def coverage(self) -> list[Coverage]:
-        """The accuracy on the surest 1 %, 2 % … 100 % of the images."""
-        surest_first = self.correct[np.argsort(-self.confidence, kind="stable")]
-        rows = []
+    def coverage_curve(self) -> list[CoveragePoint]:
+        """The accuracy on the most confident 1 %, 2 % … 100 % of the images."""
+        most_confident_first = self.correct[np.argsort(-self.confidence, kind="stable")]
+        points = []
         for percent in range(1, 101):
-            images = math.ceil(len(self.labels) * percent / 100)
-            rows.append(Coverage(percent / 100, float(surest_first[:images].mean())))
-        return rows
+            num_images = math.ceil(len(self.labels) * percent / 100)
+            accuracy = float(most_confident_first[:num_images].mean())
+            points.append(CoveragePoint(percent / 100, accuracy))
+        return points
 
     @cached_property
     def confusion_matrix(self) -> np.ndarray:
-        """How many images of each class (row) were taken for each class (column), int."""
+        """The number of images by label (row) and predicted class (column), int."""
         matrix = np.zeros((len(self.class_names), len(self.class_names)), int)
         np.add.at(matrix, (self.labels, self.predicted), 1)
         return matrix
 
     @cached_property
     def per_class(self) -> list[ClassScores]:
-        """The scores of each class. A share of nothing counts as 0, as in scikit-learn."""
-        rows = []
+        """The scores of each class; ratios with a zero denominator are 0, as in scikit-learn."""
+        scores = []
         for i, name in enumerate(self.class_names):
-            hits, taken_for = int(self.confusion_matrix[i, i]), self.confusion_matrix[i].copy()
-            support, answers = int(taken_for.sum()), int(self.confusion_matrix[:, i].sum())
-            taken_for[i] = 0
-            confused = int(taken_for.max())
-            rows.append(
+            true_positives = int(self.confusion_matrix[i, i])
+            confusion_row = self.confusion_matrix[i].copy()
+            support = int(confusion_row.sum())
+            num_predicted = int(self.confusion_matrix[:, i].sum())
+            confusion_row[i] = 0
+            count = int(confusion_row.max())
+            scores.append(
                 ClassScores(
                     name=name,
-                    precision=hits / max(answers, 1),
-                    recall=hits / max(support, 1),
-                    f1=2 * hits / max(support + answers, 1),
+                    precision=true_positives / max(num_predicted, 1),
+                    recall=true_positives / max(support, 1),
+                    f1=2 * true_positives / max(support + num_predicted, 1),
                     support=support,
-                    confused_with=self.class_names[taken_for.argmax()] if confused else "",
-                    confused=confused,
+                    most_confused_with=self.class_names[confusion_row.argmax()] if count else "",
+                    most_confused_count=count,
                 )
             )
-        return rows
+        return scores
 
-    def mistakes(self, most: int) -> np.ndarray:
-        """Where the model is wrong, the most confident mistakes first: int (at most `most`,)."""
-        wrong = np.flatnonzero(~self.correct)
-        return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most]
+    def most_confident_errors(self, limit: int) -> np.ndarray:
+        """Return the indices of misclassified images, most confident first: int (≤ limit,)."""
+        errors = np.flatnonzero(~self.correct)
+        return errors[np.argsort(-self.confidence[errors], kind="stable")][:limit]
 
-    def top3(self, image: int) -> str:
-        """Such as "Shirt 61 %, Coat 30 %, Pullover 8 %"."""
-        probabilities = self.probabilities[image]
-        likeliest = np.argsort(-probabilities, kind="stable")[:3]
-        return ", ".join(f"{self.class_names[i]} {probabilities[i]:.0%}" for i in likeliest)
+    def format_top3(self, index: int) -> str:
+        """Format the top three classes, such as "Shirt 61 %, Coat 30 %, Pullover 8 %"."""
+        probabilities = self.probabilities[index]
+        top3 = np.argsort(-probabilities, kind="stable")[:3]
+        return ", ".join(f"{self.class_names[i]} {probabilities[i]:.0%}" for i in top3)
 
     def summary(self) -> dict[str, object]:
-        """What a run notes about each evaluation."""
+        """Return the scalar metrics by their keys in metrics.json."""
         return {
             "accuracy": self.accuracy,
             "loss": self.loss,
-            "interval95": self.interval95,
+            "interval95": self.accuracy_ci95,
             "expected_calibration_error": self.expected_calibration_error,
         }
 
-    def tables(self) -> dict[str, object]:
-        """What a run notes besides about the test images."""
+    def class_metrics(self) -> dict[str, object]:
+        """Return confusion matrix and per-class scores by their keys in metrics.json."""
         return {
             "confusion_matrix": self.confusion_matrix.tolist(),
-            "per_class": [scores.record() for scores in self.per_class],
+            "per_class": [scores.as_dict() for scores in self.per_class],
         }
 
 
-class Evaluations(NamedTuple):
-    """A model's on each split."""
+class SplitEvaluations(NamedTuple):
+    """Evaluations of one model on each split."""
 
     train: Evaluation
     validation: Evaluation
     test: Evaluation
 
     @classmethod
-    def of(cls, probabilities: dict[str, np.ndarray], data: FashionMNIST) -> "Evaluations":
-        """From the probabilities for the images of each split, by its name."""
+    def from_probabilities(
+        cls, probabilities: dict[str, np.ndarray], data: ImageDataset
+    ) -> "SplitEvaluations":
+        """Evaluate the probabilities for the images of each split."""
         return cls(
-            train=Evaluation(probabilities["train"], data.train.labels, data.class_names),
-            validation=Evaluation(
-                probabilities["validation"], data.validation.labels, data.class_names
-            ),
-            test=Evaluation(probabilities["test"], data.test.labels, data.class_names),
+            **{
+                name: Evaluation(probabilities[name], split.labels, data.class_names)
+                for name, split in data.splits.items()
+            }
         )

@@ -1,4 +1,4 @@
-"""What `--resume` needs: the weights of the last and the best epoch, and the state of the run."""
+"""Checkpoints of fine-tuning, for `--resume`: weights of the last and best epoch, run state."""
 
 import contextlib
 import dataclasses
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from fashion.backbones.architectures import Backbone
-from fashion.datasets.dataset import FashionMNIST
+from fashion.datasets.dataset import ImageDataset
+from fashion.environment import staging_dir
 from fashion.errors import UsageError, UserError
-from fashion.tracking.history import Epoch, EpochLog
-from fashion.tracking.run import Run
+from fashion.fine_tuning.tuning_options import ScriptOptions
+from fashion.tracking.history import EpochLogger, EpochMetrics
 
 import keras
 
-# Options that decide nothing about the figures: a run may be resumed with others.
-FREE_TO_CHANGE = frozenset(
+# Options that do not affect the results and so may change when a run is resumed.
+OPTIONS_IGNORED_ON_RESUME = frozenset(
     {
         "resume",
         "output_dir",
@@ -31,185 +32,216 @@ FREE_TO_CHANGE = frozenset(
         "wandb",
         "project",
         "require_accuracy",
-        "recipe",  # what it stands for decides
-        "weights",  # their digest decides
+        "recipe",  # the options that it sets are compared
+        "weights",  # their checksum is compared
         "gpus",
         "fine_tune_learning_rate",
     }
 )
+# Attributes of `Checkpoint` that have another key in state.json.
+JSON_KEYS = {"last_weights": "last", "best_weights": "best", "epochs": "rows"}
 
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """A folder with `state.json` and the epochs' weights that it names."""
+    """A directory with `state.json` and the weights of the epochs that it names.
 
-    folder: Path
-    config: dict[str, Any]  # what must be the same to go on
+    Attributes:
+        directory: Directory of the checkpoint.
+        config: Values that must be equal to resume.
+        learning_rate: Fine-tuning's learning rate.
+        last_weights: File name of the last epoch's weights, or None before the first.
+        best_weights: File name of the best epoch's weights.
+        epochs: Epochs of head training and fine-tuning.
+        head_epochs: Number of epochs of head training.
+        wandb_id: Id of the W&B run.
+        finished: Whether the results are written.
+    """
+
+    directory: Path
+    config: dict[str, Any]
     learning_rate: float
-    last: str | None = None  # the file of the last epoch; None before the first
-    best: str | None = None
-    epochs: list[Epoch] = field(default_factory=list)
-    head_epochs: int = 0  # how many of them were the head's
+    last_weights: str | None = None
+    best_weights: str | None = None
+    epochs: list[EpochMetrics] = field(default_factory=list)
+    head_epochs: int = 0
     wandb_id: str | None = None
     finished: bool = False
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the head's training is behind it."""
-        return self.last is not None
+    def is_started(self) -> bool:
+        """Whether head training has finished and fine-tuning has started."""
+        return self.last_weights is not None
 
-    def save(self, model: keras.Model, log: EpochLog) -> None:
-        """Keeps the weights of the epoch just ended, with the optimizer's, and the run's state.
+    def save(self, model: keras.Model, epoch_logger: EpochLogger) -> None:
+        """Save the weights and optimizer state of the last epoch, and the run's state.
 
-        Before the first, of the best of the epochs so far. Old files are there until the new ones
-        are: `state.json` names those that count.
+        Before the first fine-tuning epoch, saves the best head weights. Old files are deleted only
+        after the new ones are complete; `state.json` names the files in use.
 
         Raises:
-            UserError: they cannot be written.
+            UserError: If the files cannot be written.
         """
-        epoch = log.epochs[-1].epoch if self.has_begun else log.best.epoch
-        self.last = f"epoch-{epoch:03}.weights.h5"
-        if epoch == log.best.epoch:
-            self.best = self.last
-        self.epochs = log.epochs
-        with self._writing() as temporary:
-            _try_to_write(temporary, model)
-            model.save_weights(part := temporary / self.last)
-            part.replace(self.folder / self.last)
-            self._write_state(temporary)
-            for path in self.folder.glob("epoch-*.weights.h5"):
-                if path.name not in (self.last, self.best):
+        best = epoch_logger.best.epoch
+        epoch = epoch_logger.epochs[-1].epoch if self.is_started else best
+        self.last_weights = f"epoch-{epoch:03}.weights.h5"
+        if epoch == best:
+            self.best_weights = self.last_weights
+        self.epochs = epoch_logger.epochs
+        with self._staging_dir() as temporary_dir:
+            _check_disk_space(temporary_dir, model)
+            model.save_weights(tmp_path := temporary_dir / self.last_weights)
+            tmp_path.replace(self.directory / self.last_weights)
+            self._write_state(temporary_dir)
+            for path in self.directory.glob("epoch-*.weights.h5"):
+                if path.name not in (self.last_weights, self.best_weights):
                     path.unlink()
 
-    def load(self, model: keras.Model, name: str | None) -> None:
-        """Loads the weights of `last` or `best`, with the optimizer's.
+    def load(self, model: keras.Model, filename: str | None) -> None:
+        """Load weights and optimizer state from one of the checkpoint's files.
 
         Raises:
-            UserError: the file is not there or damaged.
+            UserError: If the file is missing or damaged.
         """
-        path = self.folder / str(name)
+        path = self.directory / str(filename)
         try:
             model.load_weights(path)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path} is damaged ({reason}): delete its folder") from None
+            raise UserError(f"{path} is damaged ({reason}); delete its directory") from None
 
-    def finish(self) -> None:
-        """Notes that the run's results are written.
+    def mark_finished(self) -> None:
+        """Record that the results are written.
 
         Raises:
-            UserError: that cannot be.
+            UserError: If the state cannot be written.
         """
         self.finished = True
-        with self._writing() as temporary:
-            self._write_state(temporary)
+        with self._staging_dir() as temporary_dir:
+            self._write_state(temporary_dir)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Path]:
-        """A folder for what is not whole yet, beside what it will replace."""
+    def _staging_dir(self) -> Iterator[Path]:
+        """Yield a temporary directory next to the checkpoint, for atomic replacement."""
         try:
-            self.folder.mkdir(exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".incomplete-") as temporary:
-                yield Path(temporary)
+            with staging_dir(self.directory) as temporary_dir:
+                yield temporary_dir
         except OSError as error:
-            raise UserError(f"no checkpoint could be written: {error}") from None
+            raise UserError(f"could not write the checkpoint: {error}") from None
 
-    def _write_state(self, temporary: Path) -> None:
+    def _write_state(self, temporary_dir: Path) -> None:
         state = dataclasses.asdict(self)
-        del state["folder"]
-        state["rows"] = state.pop("epochs")
-        part = temporary / "state.json"
-        part.write_text(json.dumps(state, indent=2) + "\n")
-        part.replace(self.folder / "state.json")
+        del state["directory"]
+        state = {JSON_KEYS.get(name, name): value for name, value in state.items()}
+        tmp_path = temporary_dir / "state.json"
+        tmp_path.write_text(json.dumps(state, indent=2) + "\n")
+        tmp_path.replace(self.directory / "state.json")
 
 
-def _try_to_write(folder: Path, model: keras.Model) -> None:
-    """Raises an `OSError` if there is no room for the model's weights, and the optimizer's.
+def _check_disk_space(directory: Path, model: keras.Model) -> None:
+    """Raise an `OSError` if the disk is too small for weights and optimizer state.
 
-    Since h5py may bring the whole process down then (3.16: "Segmentation fault"). Unlike the disk's
-    free space, this knows quotas and limits, too.
+    On a full disk, h5py may crash the process (3.16: "Segmentation fault"). Unlike checking free
+    disk space, allocating a file also respects quotas and file-size limits.
     """
     variables = [*model.variables, *model.optimizer.variables]
-    size = sum(4 * math.prod(variable.shape) + 4096 for variable in variables)  # with HDF5's tables
-    with tempfile.TemporaryFile(dir=folder) as file:
+    size = sum(4 * math.prod(variable.shape) + 4096 for variable in variables)  # + HDF5 metadata
+    with tempfile.TemporaryFile(dir=directory) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
-        elif size > shutil.disk_usage(folder).free:
+        elif size > shutil.disk_usage(directory).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def open_checkpoint(
-    run: Run, data: FashionMNIST, backbone: Backbone, learning_rate: float, resume: bool
+def load_or_create_checkpoint(
+    options: ScriptOptions, data: ImageDataset, backbone: Backbone
 ) -> Checkpoint:
-    """What a run's output folder has to be resumed, or a new checkpoint, before its first epoch.
+    """Load the checkpoint in the output directory, or create a new one.
 
     Args:
-        run: whose options decide whether the figures could be the same.
-        data: so do its digests,
-        backbone: and its weights and precision.
-        learning_rate: may be another than before.
-        resume: whether that is wanted.
+        options: Options of resnet50_fashion.py.
+        data: Data set; its checksums must match the checkpoint.
+        backbone: Backbone; its weights and precision must match the checkpoint.
 
     Raises:
-        UsageError: the run there had other options, data or weights, or should not be lost.
-        UserError: it cannot be read.
+        UsageError: If the options do not match the checkpoint, or `--resume` is missing.
+        UserError: If the checkpoint cannot be read.
     """
+    values = options.config()
     config = {
-        name: value for name, value in run.options.config().items() if name not in FREE_TO_CHANGE
+        name: value for name, value in values.items() if name not in OPTIONS_IGNORED_ON_RESUME
     }
     config["data_sha256"] = data.sha256
-    config["weights_sha256"] = backbone.digest
+    config["weights_sha256"] = backbone.weights_sha256
     config["computed_in"] = backbone.precision
-    folder = run.options.results.output_dir / "checkpoint"
-    new = Checkpoint(folder=folder, config=config, learning_rate=learning_rate)
+    directory = options.results.output_dir / "checkpoint"
+    learning_rate = values["fine_tune_learning_rate"]
+    new = Checkpoint(directory=directory, config=config, learning_rate=learning_rate)
     try:
-        old = _read(folder)
+        saved = _load_state(directory)
     except FileNotFoundError:
-        if resume:
-            print(
-                f"There is no {folder / 'state.json'} to resume from: it starts at its beginning."
-            )
+        if values["resume"]:
+            print(f"No checkpoint at {directory / 'state.json'}; starting from scratch.")
         return new
-    if not resume:
-        if old.finished:
-            (folder / "state.json").unlink()  # or a later `--resume` might take it for this run's
+    if not values["resume"]:
+        if saved.finished:
+            # Otherwise a later `--resume` could continue the old run instead of this one.
+            (directory / "state.json").unlink()
             return new
         raise UsageError(
-            f"{folder} has an unfinished run's epoch {old.epochs[-1].epoch}: --resume continues it"
-            "\nTo start anew, delete that folder or use another --output-dir."
+            f"{directory} contains an unfinished run (epoch {saved.epochs[-1].epoch}). Use "
+            "--resume to continue it,\nor delete the directory or choose another --output-dir to "
+            "start over."
         )
-    defaults = type(run.options)().config()  # of options that an old checkpoint does not name
-    theirs = {name: old.config.get(name, defaults.get(name)) for name in new.config | old.config}
-    # Before its first epoch, it may be that the batches were too large for the memory.
-    if len(old.epochs) == old.head_epochs:
-        theirs["fine_tune_batch_size"] = new.config["fine_tune_batch_size"]
-    other = [
-        name if isinstance(value, dict) else f"{name} ({value}, not {new.config.get(name)})"
-        for name, value in sorted(theirs.items())
+    _check_resumable(saved, new, defaults=type(options)().config())
+    return dataclasses.replace(saved, config=new.config, learning_rate=new.learning_rate)
+
+
+def _check_resumable(saved: Checkpoint, new: Checkpoint, defaults: dict[str, Any]) -> None:
+    """Raise a `UsageError` if the options of `new` differ from the ones of `saved`.
+
+    Older checkpoints lack newer options, which then had the values of `defaults`.
+    """
+    saved_config = {
+        name: saved.config.get(name, defaults.get(name)) for name in new.config | saved.config
+    }
+    # Before the first fine-tuning epoch, the batch size may change: it may have been too large for
+    # the memory.
+    if len(saved.epochs) == saved.head_epochs:
+        saved_config["fine_tune_batch_size"] = new.config["fine_tune_batch_size"]
+    mismatches = [
+        name if isinstance(value, dict) else f"{name} ({value}, now {new.config.get(name)})"
+        for name, value in sorted(saved_config.items())
         if value != new.config.get(name)
     ]
-    if other:
-        raise UsageError(f"--resume: the run in {folder} had another {', '.join(other)}")
-    if old.finished and old.learning_rate != new.learning_rate:
+    if mismatches:
         raise UsageError(
-            f"--resume: the run in {folder} has finished, with another fine_tune_learning_rate"
+            f"--resume: options differ from the checkpoint in {saved.directory}: "
+            f"{', '.join(mismatches)}"
         )
-    return dataclasses.replace(old, config=new.config, learning_rate=new.learning_rate)
+    if saved.finished and saved.learning_rate != new.learning_rate:
+        raise UsageError(
+            f"--resume: the run in {saved.directory} has finished with another "
+            "fine_tune_learning_rate"
+        )
 
 
-def _read(folder: Path) -> Checkpoint:
-    path = folder / "state.json"
+def _load_state(directory: Path) -> Checkpoint:
+    """Read state.json; raise `FileNotFoundError` if it does not exist."""
+    path = directory / "state.json"
     try:
         state = json.loads(path.read_text())
-        needed = {"config", "rows", "last", "best", "head_epochs", "learning_rate", "finished"}
-        missing = needed - (set(state) if isinstance(state, dict) else set())
+        required = {"config", "rows", "last", "best", "head_epochs", "learning_rate", "finished"}
+        missing = required - (set(state) if isinstance(state, dict) else set())
         if missing:
-            raise ValueError(f"it has no {', '.join(sorted(missing))}")
-        epochs = [Epoch(**row) for row in state.pop("rows")]
-        if not epochs or not isinstance(state["config"], dict):
-            raise ValueError("it has no epoch or no config")
-        return Checkpoint(folder=folder, epochs=epochs, **state)
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        attributes = {key: name for name, key in JSON_KEYS.items()}
+        state = {attributes.get(key, key): value for key, value in state.items()}
+        state["epochs"] = [EpochMetrics(**row) for row in state["epochs"]]
+        if not state["epochs"] or not isinstance(state["config"], dict):
+            raise ValueError("it contains no epoch or no config")
+        return Checkpoint(directory=directory, **state)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; delete that folder") from None
+        raise UserError(f"{path} cannot be read: {error}; delete its directory") from None

@@ -1,204 +1,221 @@
-"""Fine-tuning: the backbone's last blocks trained together with the head, after the head alone."""
+"""Fine-tuning: training the backbone's last blocks together with the trained head."""
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import NamedTuple
 
 from fashion import devices
-from fashion.backbones import augmentation
 from fashion.backbones.architectures import Backbone
+from fashion.backbones.augmentation import add_augmentation, with_flip_tta
 from fashion.backbones.feature_cache import FeatureCache
 from fashion.backbones.progress import Progress
-from fashion.datasets.dataset import FashionMNIST
-from fashion.errors import UsageError
-from fashion.evaluation.embeddings import Answers, answering
-from fashion.fine_tuning.checkpoint import Checkpoint, open_checkpoint
-from fashion.fine_tuning.freezing import Cut
-from fashion.fine_tuning.input_pipeline import Batches
-from fashion.options import Flag, PositiveFloat, PositiveInt, WholeNumber
-from fashion.tracking.run import Run
+from fashion.datasets.dataset import ImageDataset
+from fashion.evaluation.embeddings import Predictions, with_embedding_output
+from fashion.fine_tuning.checkpoint import Checkpoint, load_or_create_checkpoint
+from fashion.fine_tuning.freezing import FreezePoint
+from fashion.fine_tuning.input_pipeline import InputPipeline
+from fashion.fine_tuning.tuning_options import FineTuningOptions, HeadConfig, ScriptOptions
+from fashion.tracking.run import PreviousRun, Run
 
 import keras
 import numpy as np
 
 
-@dataclass(frozen=True, kw_only=True)
-class FineTuningOptions:
-    """After the head's training, of the backbone's last blocks with the head."""
+class _Models(NamedTuple):
+    """Models that share their weights.
 
-    fine_tune_blocks: WholeNumber = 0
-    """train the backbone's last N blocks, too; with 0, all are frozen"""
-    fine_tune_epochs: PositiveInt = 5
-    """passes over the training images"""
-    fine_tune_batch_size: PositiveInt = 32
-    """images per training step"""
-    fine_tune_learning_rate: PositiveFloat = 1e-4
-    """Adam's, at its highest"""
-    fine_tune_inputs: Literal["cached", "computed", "augmented"] = "cached"
-    """activations kept on disk, computed in each epoch, or those of images that are flipped,
-    shifted and partly erased"""
-    resume: Flag = False
-    """go on after the last finished epoch of the fine-tuning in --output-dir"""
+    Attributes:
+        full: uint8 (N, 28, 28) images → probabilities.
+        frozen: Images → inputs of `trainable`.
+        trainable: Outputs of `frozen` → probabilities.
+        activations: Cache of the outputs of `frozen`, if they are cached.
+    """
 
-    def __post_init__(self) -> None:
-        """Raises a `UsageError` if there is nothing to resume."""
-        if self.resume and not self.fine_tune_blocks:
-            raise UsageError(
-                "--resume: only fine-tuning can be resumed, by the same --fine-tune-blocks"
-            )
-
-
-class HeadOptions(Protocol):
-    """What of the head's options decides here, too."""
+    full: keras.Model
+    frozen: keras.Model
+    trainable: keras.Model
+    activations: FeatureCache | None
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The features that it sees."""
-
-    @property
-    def mirror(self) -> bool:
-        """Whether the answers to an image and its mirror image are averaged."""
-
-    @property
-    def patience(self) -> int:
-        """After how many epochs without a better validation accuracy it ends."""
+    def evaluated(self) -> keras.Model:
+        """The model whose inputs the input pipeline supplies, without augmentation."""
+        return self.trainable if self.activations else self.full
 
 
 @dataclass(frozen=True)
-class FineTuning:
-    """The fine-tuning of one run."""
+class FineTuner:
+    """The fine-tuning of one run.
+
+    Attributes:
+        options: Options of fine-tuning.
+        head_config: Options of the head.
+        freeze_point: First trainable block.
+        checkpoint: Checkpoint that fine-tuning starts from and writes.
+    """
 
     options: FineTuningOptions
-    head: HeadOptions
-    cut: Cut
+    head_config: HeadConfig
+    freeze_point: FreezePoint
     checkpoint: Checkpoint
 
     @property
-    def resumed(self) -> Checkpoint | None:
-        """The checkpoint, if an earlier run has begun it."""
-        return self.checkpoint if self.checkpoint.has_begun else None
+    def previous_run(self) -> PreviousRun | None:
+        """The run to continue, if there is a checkpoint."""
+        if not self.checkpoint.is_started:
+            return None
+        return PreviousRun(self.checkpoint.wandb_id, self.checkpoint.epochs)
 
-    def train(
-        self, head: keras.Model, folder: Path, run: Run
-    ) -> tuple[keras.Model, dict[str, Answers]]:
-        """Trains, from where the checkpoint is: the whole model, and its answers by split.
+    def train(self, head: keras.Model, run: Run) -> tuple[keras.Model, dict[str, Predictions]]:
+        """Train, starting from the checkpoint if there is one.
 
         Args:
-            head: standardiser and classifier, trained unless the checkpoint is past that.
-            folder: the features'; activations are kept in a folder of it.
-            run: has the data and the epochs so far.
+            head: Standardizer and classifier; trained, unless there is a checkpoint.
+            run: Run with the data and the epochs so far.
+
+        Returns:
+            The model, uint8 (N, 28, 28) → (N, classes) probabilities, and its predictions by split.
 
         Raises:
-            UserError: the loss is no longer a number, or a file cannot be read or written.
+            UserError: If the loss is not finite, or a file cannot be read or written.
         """
-        inputs, splits = self.options.fine_tune_inputs, run.data.splits
-        with run.stage("activations", lower="--image-size"):
-            lower, upper = self.cut.split(head)
-            model = keras.Model(lower.input, upper(lower.output), name=run.options.script)
-            activations = None
-            if inputs == "cached":
-                activations = FeatureCache(folder / lower.name, lower)
-                activations.fill(splits.values(), Progress("Activations", run.wandb_run))
-        trained = upper if activations else model
-        with run.stage("fine_tuning", lower="--fine-tune-batch-size, and --resume"):
-            learner = augmentation.augment(model) if inputs == "augmented" else trained
-            self._fit(learner, activations, run)
-        with run.stage("evaluation", lower="--image-size"):
-            asked = answering(upper)
-            whole = keras.Model(lower.input, asked(lower.output))
-            asked = asked if activations else whole
-            batches, outputs = Batches(trained, activations, batch_size=100), {}
-            with batches.errors():
-                for name, split in splits.items():
-                    outputs[name] = asked.predict(batches.of(split), verbose=0)
-            if self.head.mirror:
-                model = augmentation.with_mirror_images(model)
-                for name, split in splits.items():
-                    mirrored = np.ascontiguousarray(split.images[:, :, ::-1])
-                    outputs[name] += devices.predict_in_batches(whole, mirrored, batch_size=125)
-                    outputs[name] /= 2
-            classes = len(run.data.class_names)
-            return model, {name: Answers.of(values, classes) for name, values in outputs.items()}
+        with run.stage("activations", oom_hint="--image-size"):
+            models = self._build_models(head, run)
+        batch_size_hint = "--fine-tune-batch-size, then continue with --resume"
+        with run.stage("fine_tuning", oom_hint=batch_size_hint):
+            is_augmented = self.options.fine_tune_inputs == "augmented"
+            training_model = add_augmentation(models.full) if is_augmented else models.evaluated
+            self._fit(training_model, models.activations, run)
+        with run.stage("evaluation", oom_hint="--image-size"):
+            predictions = self._predict_splits(models, run.data)
+        model = with_flip_tta(models.full) if self.head_config.mirror else models.full
+        return model, predictions
+
+    def mark_finished(self) -> None:
+        """Record in the checkpoint that the results are written."""
+        self.checkpoint.mark_finished()
+
+    def _build_models(self, head: keras.Model, run: Run) -> _Models:
+        """Split backbone and head at the freeze point; fill the cache of activations if wanted."""
+        frozen, trainable = self.freeze_point.split_model(head)
+        name = run.options.script_name
+        full = keras.Model(frozen.input, trainable(frozen.output), name=name)
+        activations = None
+        if self.options.fine_tune_inputs == "cached":
+            cache_dir = run.options.data.cache_dir / self.freeze_point.backbone.cache_dir_name
+            activations = FeatureCache(cache_dir / frozen.name, frozen)
+            splits = run.data.splits.values()
+            activations.compute_missing(splits, Progress("Activations", run.wandb_run))
+        return _Models(full, frozen, trainable, activations)
+
+    def _predict_splits(self, models: _Models, data: ImageDataset) -> dict[str, Predictions]:
+        """Return probabilities and embeddings of each split, averaged over the views."""
+        embedding_model = with_embedding_output(models.trainable)
+        full_embedding_model = keras.Model(
+            models.frozen.input, embedding_model(models.frozen.output)
+        )
+        if not models.activations:
+            embedding_model = full_embedding_model
+        pipeline, outputs = InputPipeline(models.evaluated, models.activations, batch_size=100), {}
+        with pipeline.reraise_cache_errors():
+            for name, split in data.splits.items():
+                outputs[name] = embedding_model.predict(pipeline.dataset(split), verbose=0)
+        if self.head_config.mirror:
+            for name, split in data.splits.items():
+                flipped = np.ascontiguousarray(split.images[:, :, ::-1])
+                outputs[name] += devices.predict_in_batches(
+                    full_embedding_model, flipped, batch_size=125
+                )
+                outputs[name] /= 2
+        num_classes = len(data.class_names)
+        return {
+            name: Predictions.from_outputs(values, num_classes) for name, values in outputs.items()
+        }
 
     def _fit(self, model: keras.Model, activations: FeatureCache | None, run: Run) -> None:
-        """Trains by Adam, the learning rate rising for a tenth of the steps, then falling.
+        """Train with Adam, warm-up and cosine decay; restore the weights of the best epoch.
 
-        After each epoch the checkpoint has everything needed to go on from there. It ends with the
-        weights of the best epoch, which may be the head's.
+        The best epoch may be one of the head's. A checkpoint is written after each epoch.
         """
-        checkpoint, log, data = self.checkpoint, run.epoch_log, run.data
-        seed = run.options.training.seed
-        if not checkpoint.has_begun:
-            checkpoint.head_epochs, checkpoint.wandb_id = len(log.epochs), run.wandb_run.id
-        run.note(fine_tuning={"head_epochs": checkpoint.head_epochs})
+        checkpoint, logger, data = self.checkpoint, run.epoch_logger, run.data
+        if not checkpoint.is_started:
+            checkpoint.head_epochs, checkpoint.wandb_id = len(logger.epochs), run.wandb_run.id
+        run.update_metadata(fine_tuning={"head_epochs": checkpoint.head_epochs})
         self._compile(model, data)
-        if checkpoint.has_begun:
-            checkpoint.load(model, checkpoint.best)  # whether it is whole shows before the work
-            checkpoint.load(model, checkpoint.last)
-            print(f"Resuming after epoch {log.epochs[-1].epoch}.")
+        if checkpoint.is_started:
+            checkpoint.load(model, checkpoint.best_weights)  # a damaged file fails before training
+            checkpoint.load(model, checkpoint.last_weights)
+            print(f"Resuming after epoch {logger.epochs[-1].epoch}.")
         else:
-            checkpoint.save(model, log)
-        first = checkpoint.head_epochs
-        log.advice = "go on with --resume and a lower --fine-tune-learning-rate"
-        batches = Batches(model, activations, self.options.fine_tune_batch_size)
-        validation = batches.of(data.validation)
-        seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
-        for epoch in range(len(log.epochs), first + self.options.fine_tune_epochs):
-            if epoch - max(first, log.best.epoch) >= self.head.patience:
+            checkpoint.save(model, logger)
+        logger.nan_loss_hint = "continue with --resume and a lower --fine-tune-learning-rate"
+        pipeline = InputPipeline(model, activations, self.options.fine_tune_batch_size)
+        validation_data = pipeline.dataset(data.validation)
+        first_epoch, seed = checkpoint.head_epochs, run.options.training.seed
+        for epoch in range(len(logger.epochs), first_epoch + self.options.fine_tune_epochs):
+            if epoch - max(first_epoch, logger.best.epoch) >= self.head_config.patience:
                 break
-            # Of dropout and augmentation: as far apart as no epoch has steps, so that one after an
-            # interruption is as without.
-            for i, variable in enumerate(seeds):
-                variable.assign(np.array([seed + i, epoch << 20], variable.dtype))
-            with batches.errors():
+            _reseed(model, seed, epoch)
+            with pipeline.reraise_cache_errors():
                 model.fit(
-                    batches.of(data.train, [seed, epoch]),
-                    shuffle=False,  # they are
+                    pipeline.dataset(data.train, [seed, epoch]),
+                    shuffle=False,  # the dataset is already shuffled
                     initial_epoch=epoch,
                     epochs=epoch + 1,
-                    validation_data=validation,
-                    callbacks=[keras.callbacks.TerminateOnNaN(), log],
+                    validation_data=validation_data,
+                    callbacks=[keras.callbacks.TerminateOnNaN(), logger],
                     verbose=2,
                 )
-            checkpoint.save(model, log)
-        checkpoint.load(model, checkpoint.best)
+            checkpoint.save(model, logger)
+        checkpoint.load(model, checkpoint.best_weights)
 
-    def _compile(self, model: keras.Model, data: FashionMNIST) -> None:
+    def _compile(self, model: keras.Model, data: ImageDataset) -> None:
         options = self.options
-        steps = math.ceil(data.train.size / options.fine_tune_batch_size) * options.fine_tune_epochs
+        steps_per_epoch = math.ceil(data.train.size / options.fine_tune_batch_size)
+        num_steps = steps_per_epoch * options.fine_tune_epochs
+        warmup_steps = num_steps // 10
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0,
-            steps - steps // 10,
+            num_steps - warmup_steps,
             warmup_target=options.fine_tune_learning_rate,
-            warmup_steps=steps // 10,
+            warmup_steps=warmup_steps,
         )
+        last_layer = self.freeze_point.backbone.inference_model.layers[-1]
         model.compile(
-            optimizer=devices.scale_loss(
-                keras.optimizers.Adam(schedule), self.cut.backbone.folded.layers[-1]
-            ),
+            optimizer=devices.with_loss_scaling(keras.optimizers.Adam(schedule), last_layer),
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
             metrics=["accuracy"],
         )
         model.optimizer.build(model.trainable_variables)
 
 
-def prepare(
-    options: FineTuningOptions,
-    head: HeadOptions,
-    backbone: Backbone,
-    data: FashionMNIST,
-    run: Run,
-) -> FineTuning | None:
-    """The fine-tuning that is asked for, if any, and what of it is done already.
+def _reseed(model: keras.Model, seed: int, epoch: int) -> None:
+    """Reseed dropout and augmentation, so that a resumed run equals an uninterrupted one.
+
+    Each step increases the state of a seed generator; the states of two epochs differ by more than
+    an epoch has steps.
+    """
+    seed_states = [v for v in model.variables if v.path.endswith("seed_generator_state")]
+    for i, variable in enumerate(seed_states):
+        variable.assign(np.array([seed + i, epoch << 20], variable.dtype))
+
+
+def create_fine_tuner(
+    options: ScriptOptions, backbone: Backbone, data: ImageDataset
+) -> FineTuner | None:
+    """Create the fine-tuner, including any checkpoint to resume from; None if not requested.
+
+    Args:
+        options: Options of resnet50_fashion.py.
+        backbone: Backbone to fine-tune.
+        data: Data set to train on.
 
     Raises:
-        UsageError: there are not so many blocks, or the checkpoint is another run's.
-        UserError: the checkpoint cannot be read.
+        UsageError: If there are fewer blocks than requested, or a checkpoint does not match.
+        UserError: If the checkpoint cannot be read.
     """
-    if not options.fine_tune_blocks:
+    num_blocks = options.fine_tuning.fine_tune_blocks
+    if not num_blocks:
         return None
-    cut = Cut.before_last(options.fine_tune_blocks, backbone, head.names)
-    rate = options.fine_tune_learning_rate
-    checkpoint = open_checkpoint(run, data, backbone, learning_rate=rate, resume=options.resume)
-    return FineTuning(options, head, cut, checkpoint)
+    freeze_point = FreezePoint.from_end(num_blocks, backbone, options.head.feature_names)
+    checkpoint = load_or_create_checkpoint(options, data, backbone)
+    return FineTuner(options.fine_tuning, options.head, freeze_point, checkpoint)

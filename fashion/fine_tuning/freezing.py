@@ -1,93 +1,121 @@
-"""A network cut in two: what stays frozen, and the blocks above it that fine-tuning trains."""
+"""The split of a network into frozen blocks and blocks that fine-tuning trains."""
 
 from dataclasses import dataclass
 
 from fashion import devices
-from fashion.backbones import feature_cache, folding
-from fashion.backbones.architectures import Backbone, activations_at, stage_of
+from fashion.backbones import folding
+from fashion.backbones.architectures import Backbone, block_input, feature_stage
+from fashion.backbones.pooling import pool, to_float16
 from fashion.errors import UsageError
 
 import keras
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A network before one of its blocks: what is below stays frozen, what is above is trained."""
+class FreezePoint:
+    """The block of a backbone from which on blocks are trained; earlier blocks stay frozen.
+
+    Attributes:
+        backbone: Backbone to fine-tune.
+        feature_names: Features that the head takes.
+        block: First trainable block.
+    """
 
     backbone: Backbone
-    names: tuple[str, ...]  # the features that the head sees
-    block: str  # the first of the upper part
+    feature_names: tuple[str, ...]
+    block: str
 
     @classmethod
-    def before_last(cls, blocks: int, backbone: Backbone, names: tuple[str, ...]) -> "Cut":
-        """So many blocks before the end of what the features need.
+    def from_end(
+        cls, num_blocks: int, backbone: Backbone, feature_names: tuple[str, ...]
+    ) -> "FreezePoint":
+        """Create a freeze point `num_blocks` blocks before the last block the features need.
 
         Raises:
-            UsageError: there are not so many.
+            UsageError: If there are fewer blocks.
         """
-        end = max(backbone.blocks.index(backbone.stages[stage_of(name)]) for name in names)
-        if blocks > end:
+        blocks, stages = backbone.blocks, backbone.stages
+        end = max(blocks.index(stages[feature_stage(name)]) for name in feature_names)
+        if num_blocks > end:
             raise UsageError(
-                f"--fine-tune-blocks {blocks}: only {end} blocks are before the features' end"
+                f"--fine-tune-blocks {num_blocks}: with these features, at most {end} blocks can "
+                "be fine-tuned"
             )
-        return cls(backbone, names, backbone.blocks[end - blocks])
+        return cls(backbone, feature_names, blocks[end - num_blocks])
 
-    def split(self, head: keras.Model) -> tuple[keras.Model, keras.Model]:
-        """The whole network in two parts, the upper one with the weights of `head` itself.
+    def split_model(self, head: keras.Model) -> tuple[keras.Model, keras.Model]:
+        """Split backbone and head into a frozen and a trainable model.
+
+        Args:
+            head: Standardizer and classifier; the trainable model shares their weights.
 
         Returns:
-            The lower part: uint8 (N, 28, 28) → {"activations": float16 at the cut, and features
-            from below it: float16 (N, channels)}. The upper part: these → probabilities
-            (N, classes). Its kernels are trainable; its BatchNormalizations are not, which keeps
-            them in inference mode.
+            The frozen model: uint8 (N, 28, 28) → {"activations": float16 activations at the freeze
+            point, and features of earlier stages: float16 (N, channels)}. The trainable model:
+            these outputs → (N, classes) probabilities. Its BatchNormalization layers are not
+            trainable, which keeps them in inference mode.
         """
-        lower = self._lower()
-        return lower, self._upper(lower.output, head)
+        frozen = self._build_frozen()
+        return frozen, self._build_trainable(frozen.output, head)
 
-    def _stages(self, above: bool) -> dict[str, str]:
-        """The stages that the features need, above or below the cut."""
-        blocks, used = self.backbone.blocks, {stage_of(name) for name in self.names}
+    def _needed_stages(self, trainable: bool) -> dict[str, str]:
+        """Return the stages that the features need, after or before the freeze point."""
+        blocks = self.backbone.blocks
+        needed = {feature_stage(name) for name in self.feature_names}
         return {
             stage: block
             for stage, block in self.backbone.stages.items()
-            if stage in used and (blocks.index(block) > blocks.index(self.block)) == above
+            if stage in needed and (blocks.index(block) > blocks.index(self.block)) == trainable
         }
 
-    def _lower(self) -> keras.Model:
-        folded = self.backbone.folded
-        values = {"activations": activations_at(folded, self.block)}
-        for stage, block in self._stages(above=False).items():
-            for kind, pooled in feature_cache.pool(activations_at(folded, block)).items():
-                if f"{stage}_{kind}" in self.names:
-                    values[f"{stage}_{kind}"] = pooled
-        values = {name: feature_cache.to_float16(value) for name, value in values.items()}
+    def _build_frozen(self) -> keras.Model:
+        inference_model = self.backbone.inference_model
+        outputs = {"activations": block_input(inference_model, self.block)}
+        for stage, block in self._needed_stages(trainable=False).items():
+            for kind, pooled in pool(block_input(inference_model, block)).items():
+                if f"{stage}_{kind}" in self.feature_names:
+                    outputs[f"{stage}_{kind}"] = pooled
+        outputs = {name: to_float16(values) for name, values in outputs.items()}
+        # The name is also that of the directory of the cached activations.
         name = f"activations-{self.backbone.blocks.index(self.block):02}"
-        return keras.Model(folded.input, values, name=name)
+        return keras.Model(inference_model.input, outputs, name=name)
 
-    def _upper(self, values: dict[str, keras.KerasTensor], head: keras.Model) -> keras.Model:
-        network, stages = self.backbone.network, self._stages(above=True)
-        inputs = {k: keras.Input(v.shape[1:], dtype="float16", name=k) for k, v in values.items()}
-        original = keras.Model(
-            activations_at(network, self.block),
-            [activations_at(network, block) for block in stages.values()],
-        )
-        dtype = devices.DTYPES[self.backbone.precision]
-        unfrozen = folding.copy_network(original, inputs["activations"], dtype)
-        for layer in original.layers:
-            if layer.weights:
-                copy = unfrozen.get_layer(layer.name)
-                copy.set_weights(layer.get_weights())
-                copy.trainable = not isinstance(layer, keras.layers.BatchNormalization)
-        seen = {name: keras.ops.cast(value, "float32") for name, value in inputs.items()}
+    def _build_trainable(
+        self, frozen_outputs: dict[str, keras.KerasTensor], head: keras.Model
+    ) -> keras.Model:
+        stages = self._needed_stages(trainable=True)
+        inputs = {
+            name: keras.Input(values.shape[1:], dtype="float16", name=name)
+            for name, values in frozen_outputs.items()
+        }
+        unfrozen = self._copy_unfrozen_blocks(inputs["activations"], stages)
+        features = {name: keras.ops.cast(values, "float32") for name, values in inputs.items()}
         for stage, activations in zip(stages, unfrozen.outputs, strict=True):
-            for kind, pooled in feature_cache.pool(activations).items():
-                seen[f"{stage}_{kind}"] = pooled
-        outputs = keras.ops.concatenate([seen[name] for name in self.names], axis=1)
-        # The head's layers one by one: as a model, the classifier would first make its input
-        # float16, and so its gradients, many of which are too small for that.
-        layers = [head.get_layer("standardiser"), *head.get_layer("classifier").layers]
-        # A layer of this network alone before the last one, for `embeddings.answering` to find.
+            for kind, pooled in pool(activations).items():
+                features[f"{stage}_{kind}"] = pooled
+        outputs = keras.ops.concatenate([features[name] for name in self.feature_names], axis=1)
+        # The layers of the head one by one: as a model, the classifier would convert its input, and
+        # so the gradients, to float16, for which many of them are too small.
+        layers = [head.get_layer("standardizer"), *head.get_layer("classifier").layers]
+        # A layer of this model only, before the last one, for `with_embedding_output`.
         layers.insert(-1, keras.layers.Identity(dtype=layers[-2].compute_dtype))
         for layer in layers:
             outputs = layer(outputs)
         return keras.Model(inputs, outputs)
+
+    def _copy_unfrozen_blocks(
+        self, activations: keras.KerasTensor, stages: dict[str, str]
+    ) -> keras.Model:
+        """Copy the blocks after the freeze point, with weights: activations → outputs of stages."""
+        model = self.backbone.model
+        original = keras.Model(
+            block_input(model, self.block), [block_input(model, block) for block in stages.values()]
+        )
+        dtype = devices.DTYPE_POLICIES[self.backbone.precision]
+        copy = folding.copy_network(original, activations, dtype)
+        for layer in original.layers:
+            if layer.weights:
+                copied_layer = copy.get_layer(layer.name)
+                copied_layer.set_weights(layer.get_weights())
+                copied_layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+        return copy

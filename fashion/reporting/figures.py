@@ -1,70 +1,71 @@
-"""The pictures of a run, by matplotlib."""
+"""The figures of a run, by matplotlib: curves, confusion matrix, reliability, embedding map."""
 
 from pathlib import Path
 
-from fashion.datasets.dataset import FashionMNIST, Split
-from fashion.evaluation.closer_look import CloserLook
-from fashion.evaluation.metrics import Evaluation, Evaluations, wilson_interval
-from fashion.reporting.plot_style import (
-    BLUE,
-    GREY,
-    ORANGE,
-    lay_out,
-    of_mistake,
-    our_style,
-    put,
-    shortened,
-)
-from fashion.tracking.history import Epoch, EpochLog
+from fashion.datasets.dataset import ImageDataset
+from fashion.evaluation.embeddings import ErrorAnalysis
+from fashion.evaluation.metrics import Evaluation, SplitEvaluations, wilson_interval
+from fashion.reporting.image_grids import plot_mistakes, plot_neighbors
+from fashion.reporting.plot_style import BLUE, GRAY, ORANGE, plot_style, truncate
+from fashion.tracking.history import EpochLogger, EpochMetrics
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-NAMES = (
+FIGURE_FILES = (
     "curves.png",
     "confusion_matrix.png",
     "mistakes.png",
-    "neighbours.png",
+    "neighbors.png",
     "map.png",
     "reliability.png",
 )
+MAX_EPOCHS_WITH_MARKERS = 50
+MAX_CLASSES_WITH_NUMBERS = 25  # in the confusion matrix
+MAX_CLASSES_IN_LEGEND = 40
 
 
-def draw_run(
-    folder: Path, evaluations: Evaluations, closer: CloserLook, data: FashionMNIST, log: EpochLog
+def save_figures(
+    directory: Path,
+    evaluations: SplitEvaluations,
+    analysis: ErrorAnalysis,
+    data: ImageDataset,
+    epoch_logger: EpochLogger,
 ) -> None:
-    """Draws `NAMES` into a folder."""
-    figures = (
-        lambda: draw_curves(log.epochs, log.best.epoch),
-        lambda: draw_confusion_matrix(evaluations.test),
-        lambda: draw_mistakes(evaluations.test, data.test),
-        lambda: closer.draw_neighbours(data),
-        lambda: closer.draw_map(),
-        lambda: draw_reliability(evaluations.validation, evaluations.test),
+    """Save `FIGURE_FILES` in a directory."""
+    plot_functions = (
+        lambda: plot_learning_curves(epoch_logger.epochs, epoch_logger.best.epoch),
+        lambda: plot_confusion_matrix(evaluations.test),
+        lambda: plot_mistakes(evaluations.test, data.test),
+        lambda: plot_neighbors(analysis, data),
+        lambda: plot_embedding_map(analysis),
+        lambda: plot_reliability(evaluations.validation, evaluations.test),
     )
-    with our_style():
-        for name, draw in zip(NAMES, figures, strict=True):
-            draw().savefig(folder / name)
+    with plot_style():
+        for name, plot in zip(FIGURE_FILES, plot_functions, strict=True):
+            plot().savefig(directory / name)
 
 
-def draw_curves(history: list[Epoch], best_epoch: int) -> Figure:
-    """Loss and accuracy, train beside validation; learning rate; seconds."""
+def plot_learning_curves(epochs: list[EpochMetrics], best_epoch: int) -> Figure:
+    """Plot accuracy and loss of training and validation, learning rate and seconds by epoch."""
     figure = Figure(figsize=(12, 8))
-    epochs = [row.epoch for row in history]
+    x = [metrics.epoch for metrics in epochs]
     titles = {
         "accuracy": "Accuracy",
         "loss": "Loss",
-        "learning_rate": "Learning rate at the epoch's start",
+        "learning_rate": "Learning rate at the start of the epoch",
         "seconds": "Seconds",
     }
-    for axes, (metric, title) in zip(figure.subplots(2, 2).flat, titles.items(), strict=True):
-        marker = "o" if len(epochs) <= 50 else ""
-        axes.plot(epochs, [getattr(row, metric) for row in history], color=BLUE, marker=marker)
-        if hasattr(history[0], f"val_{metric}"):
+    marker = "o" if len(epochs) <= MAX_EPOCHS_WITH_MARKERS else ""
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, titles.items(), strict=True):
+        axes.plot(x, [getattr(metrics, name) for metrics in epochs], color=BLUE, marker=marker)
+        if hasattr(epochs[0], f"val_{name}"):
             axes.lines[0].set_label("train, during the epoch")
-            validation = [getattr(row, f"val_{metric}") for row in history]
-            axes.plot(epochs, validation, color=ORANGE, marker=marker, label="validation")
-            axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch, {best_epoch}")
+            validation = [getattr(metrics, f"val_{name}") for metrics in epochs]
+            axes.plot(x, validation, color=ORANGE, marker=marker, label="validation")
+            axes.axvline(best_epoch, color=GRAY, linestyle=":", label=f"best epoch ({best_epoch})")
             axes.legend()
         else:
             axes.set_ylim(bottom=0)
@@ -73,72 +74,104 @@ def draw_curves(history: list[Epoch], best_epoch: int) -> Figure:
     return figure
 
 
-def draw_confusion_matrix(test: Evaluation) -> Figure:
-    """Each class's images by predicted class, in percent of the row."""
+def plot_confusion_matrix(evaluation: Evaluation) -> Figure:
+    """Plot the confusion matrix, in percent of each row."""
     figure = Figure(figsize=(12, 10))
     axes = figure.subplots()
-    names = [shortened(name) for name in test.class_names]
-    size = min(12, 300 / len(names))  # of letters; those of figures fit for up to 25 classes
-    percent = 100 * test.confusion_matrix / np.maximum(test.confusion_matrix.sum(1), 1)[:, None]
+    names = [truncate(name) for name in evaluation.class_names]
+    label_size = min(12, 300 / len(names))
+    counts = evaluation.confusion_matrix
+    percent = 100 * counts / np.maximum(counts.sum(axis=1), 1)[:, None]
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (true, predicted), value in np.ndenumerate(percent if len(names) <= 25 else ()):
-        text = f"{value:.1f}" if test.confusion_matrix[true, predicted] else "·"
-        colour = "white" if value > 50 else "black"
-        axes.text(predicted, true, text, ha="center", va="center", color=colour)
+    if len(names) <= MAX_CLASSES_WITH_NUMBERS:
+        for (true, predicted), value in np.ndenumerate(percent):
+            text = f"{value:.1f}" if counts[true, predicted] else "·"
+            color = "white" if value > 50 else "black"
+            axes.text(predicted, true, text, ha="center", va="center", color=color)
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
-    axes.set_yticks(ticks, names, fontsize=size)
+    axes.set_xticks(ticks, names, fontsize=label_size)
+    axes.set_yticks(ticks, names, fontsize=label_size)
+    for label in axes.get_xticklabels():
+        label.set(rotation=45, ha="right", rotation_mode="anchor")
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(f"Of {len(test.labels):,} test images, percent of each class (row)")
+    axes.set_title(f"{len(evaluation.labels):,} test images, percent of each true class (row)")
     axes.grid(False)
     return figure
 
 
-def draw_mistakes(test: Evaluation, split: Split) -> Figure:
-    """The most confident mistakes, with their numbers in the data set's file."""
-    figure = Figure(figsize=(12, 11))
-    wrong = test.mistakes(40)
-    figure.suptitle(
-        f"The {len(wrong)} most confident of {np.sum(~test.correct):,} mistakes "
-        f"on {len(test.labels):,} test images: true → predicted",
-        x=0.01,
-        ha="left",
-        fontsize=13,
-    )
-    axes = figure.subplots()
-    lay_out(axes, columns=8, rows=5)
-    for place, i in enumerate(wrong):
-        title = of_mistake(test, split, i)
-        put(axes, (place % 8, place // 8), split.images[i], title, "black")
-    return figure
-
-
-def draw_reliability(validation: Evaluation, test: Evaluation) -> Figure:
-    """Whether the confidence can be trusted, and the accuracy where the model is sure."""
+def plot_reliability(validation: Evaluation, test: Evaluation) -> Figure:
+    """Plot the reliability diagram, a histogram of confidence, and accuracy by coverage."""
     figure = Figure(figsize=(12, 6.5))
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
     diagram = figure.add_subplot(grid[0, 0])
-    counts = figure.add_subplot(grid[1, 0], sharex=diagram)
+    histogram = figure.add_subplot(grid[1, 0], sharex=diagram)
     coverage = figure.add_subplot(grid[:, 1])
-    diagram.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="ideal")
-    for name, part, colour, marker in (
+    diagram.plot([0, 1], [0, 1], color=GRAY, linestyle=":", label="perfect calibration")
+    for name, evaluation, color, marker in (
         ("validation", validation, ORANGE, "s"),
         ("test", test, BLUE, "o"),
     ):
-        confidence = [bin.confidence for bin in part.calibration]
-        accuracy = [bin.accuracy for bin in part.calibration]
-        intervals = [wilson_interval(bin.accuracy, bin.images) for bin in part.calibration]
-        error = f"{name}, expected calibration error {part.expected_calibration_error:.3f}"
-        diagram.plot(confidence, accuracy, color=colour, marker=marker, label=error)
-        diagram.vlines(confidence, *np.transpose(intervals), color=colour, alpha=0.4)
-        shares = [point.coverage for point in part.coverage]
-        accuracy = [point.accuracy for point in part.coverage]
-        coverage.plot(shares, accuracy, color=colour, label=f"{name}, all: {part.accuracy:.1%}")
-    diagram.set(title="Reliability: below the line is too sure", ylabel="accuracy", ylim=(0, 1.02))
+        _plot_calibration(diagram, name, evaluation, color, marker)
+        fractions = [point.coverage for point in evaluation.coverage_curve]
+        accuracy = [point.accuracy for point in evaluation.coverage_curve]
+        label = f"{name}, all images: {evaluation.accuracy:.1%}"
+        coverage.plot(fractions, accuracy, color=color, label=label)
+    diagram.set(title="Reliability (below the diagonal: overconfident)", ylabel="accuracy")
+    diagram.set(ylim=(0, 1.02))
     diagram.legend(fontsize=11)
-    counts.hist(test.confidence, bins=15, range=(0, 1), color=BLUE)
-    counts.set(xlabel="confidence", ylabel="test images")
-    coverage.set(title="Accuracy on the surest images", xlabel="share of the images, surest first")
-    coverage.set(ylabel="accuracy", xlim=(0, 1.02))
+    histogram.hist(test.confidence, bins=15, range=(0, 1), color=BLUE)
+    histogram.set(xlabel="confidence", ylabel="test images")
+    coverage.set(title="Accuracy on the most confident images", ylabel="accuracy")
+    coverage.set(xlabel="fraction of images, most confident first", xlim=(0, 1.02))
     coverage.legend(fontsize=11)
+    return figure
+
+
+def _plot_calibration(
+    axes: Axes, name: str, evaluation: Evaluation, color: str, marker: str
+) -> None:
+    """Plot accuracy by confidence, with Wilson intervals."""
+    bins = evaluation.calibration_bins
+    confidence = [bin.confidence for bin in bins]
+    intervals = [wilson_interval(bin.accuracy, bin.num_images) for bin in bins]
+    error = evaluation.expected_calibration_error
+    label = f"{name}, expected calibration error {error:.3f}"
+    axes.plot(confidence, [bin.accuracy for bin in bins], color=color, marker=marker, label=label)
+    axes.vlines(confidence, *np.transpose(intervals), color=color, alpha=0.4)
+
+
+def plot_embedding_map(analysis: ErrorAnalysis) -> Figure:
+    """Plot the first two principal components of the test images' embeddings."""
+    evaluation, projection = analysis.evaluation, analysis.projection
+    points, ratio = projection.points[:, :2], projection.explained_variance_ratio[:2].sum()
+    figure = Figure(figsize=(12, 10))
+    axes, names = figure.subplots(), evaluation.class_names
+    num_classes = len(names)
+    positions = np.arange(num_classes) if num_classes <= 10 else np.linspace(0, 0.9, num_classes)
+    colors = matplotlib.colormaps["tab10" if num_classes <= 10 else "hsv"](positions)
+    for label, mask, size, marker, alpha in (
+        ("correct", evaluation.correct, 6, "o", 0.5),
+        ("wrong", ~evaluation.correct, 18, "x", 1),
+    ):
+        axes.scatter(
+            points[mask, 0],
+            points[mask, 1],
+            c=colors[evaluation.labels[mask]],
+            s=size,
+            marker=marker,
+            alpha=alpha,
+            linewidths=size / 18,
+        )
+        axes.scatter([], [], color="black", marker=marker, label=label)
+    if num_classes <= MAX_CLASSES_IN_LEGEND:
+        for name, color in zip(names, colors, strict=True):
+            axes.scatter([], [], color=color, label=truncate(name))
+    axes.set_title(
+        f"PCA of the penultimate layer ({analysis.embedding_dim} units), {len(points):,} test "
+        "images, colored by true class"
+    )
+    axes.set(xlabel=f"first principal component (both: {ratio:.0%} of the variance)")
+    axes.set(ylabel="second principal component")
+    axes.set_aspect("equal", adjustable="datalim")
+    figure.legend(loc="outside right upper", fontsize=11 if num_classes <= 25 else 8)
     return figure

@@ -1,8 +1,8 @@
-"""A saved model's file: Keras' own, which also has the names of its classes.
+"""Saving and loading of `.keras` files that also contain the class names.
 
-They are the comment of the zip archive that a `.keras` file is (`unzip -z` shows it), where Keras
-does not look. A file of their own in the archive would have Keras unpack all of it to the disk
-first, since it takes any fourth one for an asset.
+The class names are the comment of the zip archive that a `.keras` file is (`unzip -z` prints it),
+which Keras ignores. As a file of their own in the archive they would be taken for an asset, and
+Keras would unpack the complete archive to disk first.
 """
 
 import json
@@ -14,24 +14,24 @@ from fashion.datasets.dataset import CLASS_NAMES
 import keras
 
 
-def save(model: keras.Model, path: Path, class_names: tuple[str, ...]) -> None:
-    """Saves a model, which `keras.saving.load_model` loads, and the names of its classes.
+def save_model(model: keras.Model, path: Path, class_names: tuple[str, ...]) -> None:
+    """Save a model and its class names; `keras.saving.load_model` loads the model.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: If the file cannot be written.
     """
     model.save(path)
     with zipfile.ZipFile(path, "a") as file:
         file.comment = json.dumps({"classes": class_names}).encode()
 
 
-def load(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
-    """A saved model, and the names of its classes: without any, Fashion-MNIST's.
+def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
+    """Load a model and its class names (Fashion-MNIST's if the file has none).
 
     Raises:
-        Exception: of zip, JSON, HDF5 and Keras, where it cannot be read.
+        Exception: If the file cannot be read; zip, JSON, HDF5 and Keras each raise their own.
     """
     model = keras.saving.load_model(path, safe_mode=True)
     with zipfile.ZipFile(path) as file:
-        names = json.loads(file.comment)["classes"] if file.comment else CLASS_NAMES
-    return model, tuple(names)
+        class_names = json.loads(file.comment)["classes"] if file.comment else CLASS_NAMES
+    return model, tuple(class_names)

@@ -1,1 +1,1 @@
-"""The life of a run while it goes on: stages, epochs and the W&B session."""
+"""Tracking of a run while it goes on: stages, epochs and the W&B session."""

@@ -1,244 +1,162 @@
-"""One run, from its options to what it leaves behind: W&B, pictures, report.html, metrics.json."""
+"""The life of a run: output directory, timed stages, metadata, the W&B run."""
 
 import contextlib
 import functools
-import json
-import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, NamedTuple
 
 import fashion
 from fashion import devices, environment
-from fashion.datasets.dataset import FashionMNIST
+from fashion.datasets.dataset import ImageDataset
 from fashion.errors import UserError
-from fashion.evaluation.closer_look import CloserLook
-from fashion.evaluation.embeddings import Answers
-from fashion.evaluation.metrics import Evaluations
-from fashion.options import Options
-from fashion.reporting import comparison, dashboard, figures, model_io, result_files
-from fashion.reporting.html_report import Page
-from fashion.tracking import upload, wandb_session
-from fashion.tracking.history import Epoch, EpochLog
+from fashion.options import OptionsT
+from fashion.tracking import offline_fallback, wandb_session
+from fashion.tracking.history import EpochLogger, EpochMetrics
+from fashion.tracking.offline_fallback import LogFunction
 
-import keras
 import wandb
 
+# Files that a run writes into its output directory.
 OUTPUT_FILES = (
     "model.keras",
     "history.csv",
     "metrics.json",
     "predictions.csv",
     "report.html",
-    *figures.NAMES,
+    "curves.png",
+    "confusion_matrix.png",
+    "mistakes.png",
+    "neighbors.png",
+    "map.png",
+    "reliability.png",
 )
 
 
-# The page's last sections, and which part of the record is in each.
-SETTINGS = {
-    "Options": "config",
-    "Data": "data",
-    "Weights": "weights",
-    "Parameters": "parameters",
-    "Time, in seconds": "seconds",
-    "Memory": "memory",
-    "Computed with": "versions",
-}
+class PreviousRun(NamedTuple):
+    """An interrupted run that is continued: its W&B run and its epochs."""
+
+    wandb_id: str | None
+    epochs: list[EpochMetrics]
 
 
-class Run:
-    """A training: its options, its W&B run, its epochs, the seconds of its stages, its results.
+class Run(Generic[OptionsT]):
+    """One run of a script: output directory, stages and their seconds, metadata, W&B run.
 
-    Entering it checks the output folder; leaving it closes the W&B run, marked as failed if it was
-    left by an error. (A `wandb.Run` itself can be used so, but prints a traceback then, even for
-    Ctrl-C.)
+    Entering checks the output directory; leaving closes the W&B run, marked as failed if an error
+    occurred. (`wandb.Run` is a context manager as well, but prints a traceback even for Ctrl-C.)
+
+    Attributes:
+        options: Options of the script.
+        metadata: Contents of metrics.json so far.
+        data: Data set, once the W&B run is open.
+        wandb_run: W&B run, once it is open.
+        epoch_logger: Callback that records and logs the epochs, once the W&B run is open.
     """
 
-    data: FashionMNIST  # these three from `open_wandb` on
+    data: ImageDataset
     wandb_run: wandb.Run
-    epoch_log: EpochLog
+    epoch_logger: EpochLogger
 
-    def __init__(self, options: Options) -> None:
-        """Starts the record, which grows into metrics.json."""
+    def __init__(self, options: OptionsT) -> None:
+        """Start the metadata with options and versions."""
         self.options = options
-        self._is_open = False
-        self._seconds = {"imports": round(time.perf_counter() - fashion.START, 2)}
-        self._record: dict[str, Any] = {
-            "model": options.script,
+        self._is_wandb_open = False
+        self.metadata: dict[str, Any] = {
+            "model": options.script_name,
             "config": options.config(),
-            "versions": environment.versions(),
-            "seconds": self._seconds,
+            "versions": environment.environment_info(),
+            "seconds": {"imports": round(time.perf_counter() - fashion.START_TIME, 2)},
             "weights": {"source": "none"},
         }
 
-    def __enter__(self) -> "Run":
-        """Makes the output folder, before any work is done for it; says what will be replaced.
+    def __enter__(self) -> "Run[OptionsT]":
+        """Create the output directory, and list the files that will be overwritten.
 
         Raises:
-            UserError: nothing can be written there.
+            UserError: If the directory is not writable.
         """
-        folder = self.options.results.output_dir
+        directory = self.options.results.output_dir
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
         except OSError as error:
             raise UserError(f"--output-dir: {error}") from None
-        if folders := [name for name in OUTPUT_FILES if (folder / name).is_dir()]:
-            raise UserError(f"--output-dir: {folder / folders[0]} is a folder")
-        if existing := [name for name in OUTPUT_FILES if (folder / name).exists()]:
-            print(f"The end of this run replaces {', '.join(existing)} in {folder}")
+        if subdirs := [name for name in OUTPUT_FILES if (directory / name).is_dir()]:
+            raise UserError(f"--output-dir: {directory / subdirs[0]} is a directory")
+        if existing := [name for name in OUTPUT_FILES if (directory / name).exists()]:
+            print(f"Existing files in {directory} will be overwritten: {', '.join(existing)}")
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        """Closes the W&B run, if it is open."""
-        if self._is_open:
-            upload.finish(self.wandb_run, exit_code=1 if error else None)
+        """Close the W&B run if it is open."""
+        if self._is_wandb_open:
+            offline_fallback.finish(self.wandb_run, exit_code=1 if error else None)
 
     @contextlib.contextmanager
-    def stage(self, name: str, lower: str = "--batch-size") -> Iterator[None]:
-        """Notes how many seconds the block took.
+    def stage(self, name: str, oom_hint: str = "--batch-size") -> Iterator[None]:
+        """Record the seconds of a block.
+
+        Args:
+            name: Key of the seconds in metrics.json.
+            oom_hint: Option that reduces the memory need.
 
         Raises:
-            UserError: memory does not suffice; the option `lower` should be lower.
+            UserError: If memory runs out; the message suggests a smaller `oom_hint`.
         """
         start = time.perf_counter()
-        with devices.enough_memory(name.replace("_", "-"), lower):
+        with devices.handle_out_of_memory(name.replace("_", "-"), oom_hint):
             yield
-        self._seconds[name] = round(time.perf_counter() - start, 2)
+        self.metadata["seconds"][name] = round(time.perf_counter() - start, 2)
 
-    def note(self, **parts: dict[str, Any]) -> None:
-        """Adds parts to the record, or replaces them."""
-        self._record |= parts
+    def update_metadata(self, **parts: Any) -> None:
+        """Add parts to the metadata, or replace them."""
+        self.metadata |= parts
 
-    def open_wandb(self, data: FashionMNIST, epochs: Iterable[Epoch] = (), **settings: Any) -> None:
-        """Opens the W&B run; its config is every option, versions, data and weights.
+    def start_wandb(
+        self, data: ImageDataset, previous: PreviousRun | None = None, **settings: Any
+    ) -> None:
+        """Open the W&B run with options, versions, data and weights as its config.
 
         Args:
-            data: the run's, from now on.
-            epochs: those so far, if it resumes another.
-            settings: what else `wandb.init` is told.
+            data: Data set of the run.
+            previous: Run to continue, if any.
+            settings: Further arguments of `wandb.init`.
 
         Raises:
-            UserError: W&B cannot write its files, or its settings are unusable.
+            UserError: If W&B cannot write its files, or its settings are invalid.
         """
         self.data = data
-        self.note(data=data.record())
-        config = self._record["config"] | {
-            name: self._record[name] for name in ("versions", "data", "weights")
+        self.update_metadata(data=data.metadata())
+        config = self.metadata["config"] | {
+            name: self.metadata[name] for name in ("versions", "data", "weights")
         }
         mode = self.options.results.wandb
-        self.wandb_run = wandb_session.start(mode, config=config, **settings)
-        self._is_open = True
-        self._log_inputs = functools.partial(wandb_session.log_inputs, self.options.script, data)
-        self.wandb_run = upload.carry(self.wandb_run, self._log_inputs)
-        self.epoch_log = EpochLog(self.wandb_run, epochs)
+        self.wandb_run = wandb_session.init_run(mode, config=config, **settings)
+        self._is_wandb_open = True
+        self._log_code_and_data = functools.partial(
+            wandb_session.log_code_and_data, self.options.script_name, data
+        )
+        self.wandb_run = offline_fallback.log_with_offline_fallback(
+            self.wandb_run, self._log_code_and_data
+        )
+        self.epoch_logger = EpochLogger(self.wandb_run, previous.epochs if previous else ())
 
-    def save(self, model: keras.Model, answers: dict[str, Answers]) -> None:
-        """Writes `OUTPUT_FILES`, and the same to W&B, each file whole or not at all.
+    def log(self, log_fn: LogFunction, size: int | None = None) -> None:
+        """Log to the W&B run, or to an offline copy of it if the server does not respond.
 
         Args:
-            model: uint8 (N, 28, 28) → probabilities (N, classes).
-            answers: its own, for the images of each split.
-
-        Raises:
-            UserError: a file cannot be written.
+            log_fn: Called with the W&B run; may return an artifact to wait for.
+            size: Bytes to upload before the run is finished, if `log_fn` is the last call.
         """
-        folder = self.options.results.output_dir
-        evaluations = Evaluations.of({k: v.probabilities for k, v in answers.items()}, self.data)
-        closer = CloserLook.at(answers, evaluations.test)
-        self._note_results(evaluations, model)
-        try:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-") as temporary:
-                part = Path(temporary)
-                model_io.save(model, part / "model.keras", self.data.class_names)
-                self._write_files(part, evaluations, closer)
-                try:
-                    # From here and not from `folder`, which another trial of a sweep may write to.
-                    log = functools.partial(self._log, part, evaluations, closer)
-                    so_far = self._log_inputs, self.epoch_log.repeat
-                    size = sum(path.stat().st_size for path in part.iterdir())
-                    self.wandb_run = upload.carry(self.wandb_run, log, so_far, size)
-                finally:  # whatever became of W&B
-                    for name in OUTPUT_FILES:
-                        (part / name).replace(folder / name)
-        except OSError as error:
-            raise UserError(f"not all results could be written: {error}") from None
-
-    def conclude(self) -> None:
-        """The last lines: the comparison, where things are, and whether it was good enough.
-
-        Raises:
-            UserError: the validation accuracy is below `--require-accuracy`.
-        """
-        print()
-        for row in self._comparison.rows:
-            print("{:<28} {:>12}  {:>10}  {:<24} {:>8}".format(*row))
-        if self._comparison.sentence:
-            print(self._comparison.sentence)
-        results = self.options.results
-        print(f"\nSaved in {results.output_dir}: {', '.join(OUTPUT_FILES)}")
-        for line in wandb_session.ways_to_look(self.wandb_run):
-            print(line)
-        reached, required = self._record["validation"]["accuracy"], results.require_accuracy
-        if required and reached < required:
-            raise UserError(f"validation accuracy {reached:.4f} is below the required {required}")
-
-    def _note_results(self, evaluations: Evaluations, model: keras.Model) -> None:
-        self.note(
-            train=evaluations.train.summary(),
-            validation=evaluations.validation.summary(),
-            test=evaluations.test.summary() | evaluations.test.tables(),
-            parameters={
-                "trainable": sum(math.prod(weight.shape) for weight in model.trainable_weights),
-                "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
-            },
+        replay = self._log_code_and_data, self.epoch_logger.replay
+        self.wandb_run = offline_fallback.log_with_offline_fallback(
+            self.wandb_run, log_fn, replay, size
         )
-        self._record["best_epoch"] = self.epoch_log.best.epoch
-
-    def _write_files(self, folder: Path, evaluations: Evaluations, closer: CloserLook) -> None:
-        """All of `OUTPUT_FILES` but the model."""
-        result_files.write_history(folder, self.epoch_log.epochs)
-        result_files.write_predictions(folder, self.data.test, evaluations.test)
-        figures.draw_run(folder, evaluations, closer, self.data, self.epoch_log)
-        self._record["memory"] = environment.peak_memory()
-        self._seconds["total"] = round(time.perf_counter() - fashion.START, 2)
-        (folder / "metrics.json").write_text(json.dumps(self._record, indent=2) + "\n")
-        output_dir = self.options.results.output_dir
-        self._comparison = comparison.compare(
-            this=result_files.read(folder), others=result_files.read_beside(output_dir)
-        )
-        page = Page(
-            model=self.options.script,
-            data=self.data.name,
-            evaluations=evaluations,
-            best_epoch=self.epoch_log.best.epoch,
-            comparison=self._comparison,
-            pictures=folder,
-            settings={title: self._record[name] for title, name in SETTINGS.items()},
-        )
-        path = folder / "report.html"
-        path.write_text(page.render(), encoding="utf-8", errors="xmlcharrefreplace")
-
-    def _log(
-        self, folder: Path, evaluations: Evaluations, closer: CloserLook, run: wandb.Run
-    ) -> wandb.Artifact | None:
-        if run.disabled:
-            return None
-        dashboard.log(run, evaluations, closer, self.data, self.epoch_log.epochs)
-        summary = self._record | {"test": evaluations.test.summary()}  # its tables go as such
-        for part in "train", "validation", "test", "parameters", "memory", "seconds":
-            for name, value in summary[part].items():
-                run.summary[f"{part}/{name}"] = value
-        wandb_session.log_files(
-            run, [folder / name for name in figures.NAMES], folder / "report.html"
-        )
-        model = folder / "model.keras"
-        return wandb_session.log_model(run, model, self.options.script, metadata=summary)

@@ -1,4 +1,4 @@
-"""The table of networks, their weights from files, and what tells one network from another."""
+"""Architectures, weights files, checksums and names of cache directories."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import SAMPLE, random_network
+from helpers.networks import random_network
+from helpers.scripts import SAMPLE
 
 import common
 import resnet50_fashion
@@ -19,12 +20,12 @@ import resnet50_fashion
 
 @pytest.fixture(scope="module")
 def network():
-    """A random MobileNetV2 whose BatchNormalization layers do something."""
+    """A MobileNetV2 with random weights and BatchNormalization statistics."""
     return random_network("mobilenetv2", 64)
 
 
 def write_legacy(model, path):
-    """The layout of Keras 1 and 2, in which keras.applications' own downloads are."""
+    """Write weights in the layout of Keras 1 and 2, which keras.applications downloads."""
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
         for layer in model.layers:
@@ -37,15 +38,15 @@ def write_legacy(model, path):
 
 @pytest.fixture(scope="module")
 def weights(network, tmp_path_factory):
-    """Files of the same weights in both of Keras' layouts."""
-    folder = tmp_path_factory.mktemp("weights")
-    network.save_weights(folder / "current.weights.h5")
-    write_legacy(network, folder / "legacy.h5")
-    return folder
+    """A directory with files of equal weights in both of Keras' layouts."""
+    directory = tmp_path_factory.mktemp("weights")
+    network.save_weights(directory / "current.weights.h5")
+    write_legacy(network, directory / "legacy.h5")
+    return directory
 
 
-def digest(network):
-    return architectures.Backbone("mobilenetv2", network, network, "float32").digest
+def weights_sha256(network):
+    return architectures.Backbone("mobilenetv2", network, network, "float32").weights_sha256
 
 
 @pytest.mark.parametrize(
@@ -59,107 +60,108 @@ def digest(network):
         ("convnexttiny", (28, 192), (14, 384), (7, 768), 18),
     ],
 )
-def test_stages_and_blocks_are_the_papers(name, conv3, conv4, conv5, blocks):
+def test_stages_and_blocks_are_the_published_ones(name, conv3, conv4, conv5, blocks):
     size = architectures.ARCHITECTURES[name].image_size
-    network = architectures.load_network(name, size, "none", seed=0)
+    network = architectures.build_network(name, size, "none", seed=0)
     backbone = architectures.Backbone(name, network, network, "float32")
     assert len(backbone.blocks) == blocks + 1
     assert list(backbone.stages) == ["conv3", "conv4", "conv5"]
     shapes = [
-        architectures.activations_at(network, block).shape[2:] for block in backbone.stages.values()
+        architectures.block_input(network, block).shape[2:] for block in backbone.stages.values()
     ]
     assert shapes == [conv3, conv4, conv5]
 
 
-def test_stages_of_the_resnet50_end_where_its_blocks_do():
+def test_stages_of_resnet50_end_at_its_blocks():
     network = random_network("resnet50", 64)
     backbone = architectures.Backbone("resnet50", network, network, "float32")
-    at = {
-        stage: architectures.activations_at(network, block)
-        for stage, block in backbone.stages.items()
+    outputs = {
+        stage: architectures.block_input(network, block) for stage, block in backbone.stages.items()
     }
     names = {"conv3": "conv3_block4_out", "conv4": "conv4_block6_out", "conv5": "conv5_block3_out"}
-    assert at.keys() == names.keys()
-    assert all(at[stage] is network.get_layer(names[stage]).output for stage in names)
+    assert outputs.keys() == names.keys()
+    assert all(outputs[stage] is network.get_layer(names[stage]).output for stage in names)
 
 
-def test_both_layouts_load_whatever_the_file_is_called(network, weights, tmp_path):
-    expected = digest(network)
+def test_load_weights_of_both_layouts_ignores_the_file_name(network, weights, tmp_path):
+    expected = weights_sha256(network)
     for name, other in ("current.weights.h5", "some.h5"), ("legacy.h5", "some.weights.h5"):
         (tmp_path / other).write_bytes((weights / name).read_bytes())
         for path in weights / name, tmp_path / other:
-            loaded = architectures.load_network("mobilenetv2", 64, str(path), seed=1)
-            assert digest(loaded) == expected
+            loaded = architectures.build_network("mobilenetv2", 64, str(path), seed=1)
+            assert weights_sha256(loaded) == expected
             assert not loaded.trainable_weights
 
 
-def test_digest_is_of_all_the_weights_values_and_of_nothing_else(network):
+def test_weights_sha256_is_the_checksum_of_all_weights(network):
     content = b"".join(array.tobytes() for array in network.get_weights())
-    assert digest(network) == hashlib.sha256(content).hexdigest()
-    same, other = (architectures.load_network("mobilenetv2", 64, "none", seed) for seed in (0, 1))
-    assert digest(same) == digest(architectures.load_network("mobilenetv2", 96, "none", 0))
-    assert digest(same) != digest(other)
+    assert weights_sha256(network) == hashlib.sha256(content).hexdigest()
+    same, other = (architectures.build_network("mobilenetv2", 64, "none", seed) for seed in (0, 1))
+    assert weights_sha256(same) == weights_sha256(
+        architectures.build_network("mobilenetv2", 96, "none", 0)
+    )
+    assert weights_sha256(same) != weights_sha256(other)
 
 
-def test_cache_is_of_a_network_a_size_a_precision_and_weights(network):
+def test_cache_dir_name_contains_network_size_precision_and_weights(network):
     backbone = architectures.Backbone("mobilenetv2", network, network, "float32")
     names = [
-        backbone.cache_name,
-        dataclasses.replace(backbone, precision="bfloat16").cache_name,
-        dataclasses.replace(backbone, network=random_network("mobilenetv2", 96)).cache_name,
+        backbone.cache_dir_name,
+        dataclasses.replace(backbone, precision="bfloat16").cache_dir_name,
+        dataclasses.replace(backbone, model=random_network("mobilenetv2", 96)).cache_dir_name,
         dataclasses.replace(
-            backbone, network=architectures.load_network("mobilenetv2", 64, "none", 0)
-        ).cache_name,
+            backbone, model=architectures.build_network("mobilenetv2", 64, "none", 0)
+        ).cache_dir_name,
     ]
-    assert names[0] == f"mobilenetv2-64-bilinear-float32-{backbone.digest[:16]}"
+    assert names[0] == f"mobilenetv2-64-bilinear-float32-{backbone.weights_sha256[:16]}"
     assert names[2].startswith("mobilenetv2-96-")
     assert len(set(names)) == 4
-    assert backbone.record("some.h5") == {
+    assert backbone.weights_metadata("some.h5") == {
         "source": "some.h5",
-        "sha256": backbone.digest,
+        "sha256": backbone.weights_sha256,
         "precision": "float32",
     }
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("layout", ["current.weights.h5", "legacy.h5"])
-def test_weights_that_do_not_fit_are_an_error_that_names_a_layer(layout, tmp_path):
+def test_weights_of_another_network_raise_with_a_layer_name(layout, tmp_path):
     other = keras.applications.ResNet101(include_top=False, weights=None, input_shape=(64, 64, 3))
     path = tmp_path / layout
     write_legacy(other, path) if layout == "legacy.h5" else other.save_weights(path)
     with pytest.raises(
         common.UserError, match=r"not the weights of .*conv[45]_block\d+_1_(conv|bn)"
     ) as e:
-        architectures.load_network("resnet50", 64, str(path), seed=0)
+        architectures.build_network("resnet50", 64, str(path), seed=0)
     assert len(str(e.value).splitlines()) == 1
 
 
-def test_unreadable_weights_are_an_error(network, tmp_path):
+def test_unreadable_weights_raise(network, tmp_path):
     (tmp_path / "junk.h5").write_bytes(b"junk")
     for path in tmp_path / "junk.h5", tmp_path / "none.h5", tmp_path:
-        with pytest.raises(common.UserError, match=f"--weights {path}: cannot be read"):
+        with pytest.raises(
+            common.UserError, match=f"^--weights {path}: (cannot be read|no such file)"
+        ):
             architectures.load_weights(network, str(path))
 
 
-def test_random_weights_are_said_loudly_and_are_the_seeds(capsys):
-    networks = [architectures.load_network("mobilenetv2", 32, "none", seed) for seed in (0, 0, 1)]
-    warning = "WARNING: --weights none: the mobilenetv2 is RANDOM"
+def test_random_weights_warn_and_depend_on_seed(capsys):
+    networks = [architectures.build_network("mobilenetv2", 32, "none", seed) for seed in (0, 0, 1)]
+    warning = "WARNING: --weights none: mobilenetv2 is randomly initialized, not pretrained."
     assert capsys.readouterr().out.count(warning) == 3
-    first, same, other = ([w.numpy() for w in network.weights] for network in networks)
-    assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
+    first, equal, other = ([w.numpy() for w in network.weights] for network in networks)
+    assert all(np.array_equal(a, b) for a, b in zip(first, equal, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_image_size_that_is_too_small_is_a_usage_error():
+def test_too_small_image_size_raises_usage_error():
     with pytest.raises(
         common.UsageError, match=r"^--image-size 31: Input size must be at least 32"
     ):
-        architectures.load_network("resnet50", 31, "none", seed=0)
+        architectures.build_network("resnet50", 31, "none", seed=0)
 
 
-def test_imagenet_weights_without_network_are_an_error_with_the_way_out(
-    command_line, tmp_path, monkeypatch
-):
+def test_imagenet_weights_offline_raise_with_what_to_do(command_line, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     start = time.monotonic()
@@ -176,11 +178,10 @@ def test_imagenet_weights_without_network_are_an_error_with_the_way_out(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(architectures.ARCHITECTURES))
-def test_named_download_is_kerass_own(name, monkeypatch, tmp_path):
-    """What the way out names is what Keras itself would fetch."""
+def test_weights_url_is_the_one_keras_downloads(name, monkeypatch, tmp_path):
     fetched = []
 
-    def get_file(fname, origin, **more):
+    def get_file(fname, origin, **kwargs):
         fetched.append(origin)
         raise InterruptedError
 

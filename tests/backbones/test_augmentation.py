@@ -1,17 +1,17 @@
-"""Images flipped and shifted, and mirrored."""
+"""Random augmentation, and horizontal flips."""
 
-from fashion.backbones.augmentation import augment, mirror_images, with_mirror_images
+from fashion.backbones.augmentation import add_augmentation, flip_extractor_inputs, with_flip_tta
 
 import keras
 import numpy as np
 import pytest
 
 
-def test_augmented_images_are_flipped_and_shifted_and_some_of_them_erased_in_part(sample):
+def test_add_augmentation_flips_shifts_and_erases(sample):
     keras.utils.set_random_seed(0)
     images = sample.train.images[:200]
     identity = keras.Sequential([keras.Input((28, 28), dtype="uint8"), keras.layers.Identity()])
-    augmented = augment(identity)(images, training=True).numpy()
+    augmented = add_augmentation(identity)(images, training=True).numpy()
     shifts, erased = set(), 0
     for image, result in zip(images, augmented, strict=True):
         padded = [np.pad(version, 3) for version in (image, image[:, ::-1])]
@@ -29,37 +29,37 @@ def test_augmented_images_are_flipped_and_shifted_and_some_of_them_erased_in_par
                 shifts.add(found[0])
             continue
         sides = np.ptp(rows) + 1, np.ptp(columns) + 1
-        assert all(3 <= side <= 17 for side in sides)  # 0.14 to 0.57 of 28 pixels, by whole ones
+        assert all(3 <= side <= 17 for side in sides)  # 0.14 to 0.57 of 28 pixels, rounded
         rectangle = fewest[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        assert rectangle.mean() > 0.3  # black noise on black, and white on white, are no change
+        assert rectangle.mean() > 0.3  # noise may equal the pixels it replaces
         erased += 1
-    assert 30 <= erased <= 70  # of 200; a quarter is 50, its deviation 6
+    assert 30 <= erased <= 70  # of 200; the expectation is 50, its standard deviation 6
     assert {flipped for flipped, _, _ in shifts} == {0, 1}
     assert {y for _, y, _ in shifts} == {x for _, _, x in shifts} == {1, 2, 3, 4, 5}
-    np.testing.assert_array_equal(augment(identity)(images, training=False), images)
+    np.testing.assert_array_equal(add_augmentation(identity)(images, training=False), images)
 
 
 @pytest.fixture
 def model():
-    """uint8 (N, 28, 28) → {"means": float32 (N, 2)}: of the left half and of the right one."""
+    """uint8 (N, 28, 28) → {"means": float32 (N, 2)}: means of the left and right halves."""
     images = keras.Input((28, 28), dtype="uint8", name="images")
     halves = keras.ops.reshape(keras.ops.cast(images, "float32"), (-1, 28, 2, 14))
     return keras.Model(images, {"means": keras.ops.mean(halves, axis=(1, 3))})
 
 
-def test_mirror_images_are_the_images_turned_left_to_right(model, sample):
+def test_flip_extractor_inputs_flips_horizontally(model, sample):
     images = sample.test.images[:20]
-    mirrored = mirror_images(model, "_mirrored").predict(images, verbose=0)
+    mirrored = flip_extractor_inputs(model, "_mirrored").predict(images, verbose=0)
     assert mirrored.keys() == {"means_mirrored"}
     left, right = images[:, :, :14].mean(axis=(1, 2)), images[:, :, 14:].mean(axis=(1, 2))
     np.testing.assert_allclose(mirrored["means_mirrored"], np.stack([right, left], 1), rtol=1e-5)
 
 
-def test_answer_to_both_is_their_mean(model, sample):
+def test_with_flip_tta_averages_predictions(model, sample):
     images = sample.test.images[:20]
-    answers = keras.Model(model.input, model.output["means"], name="named")
-    both = with_mirror_images(answers)
+    classifier = keras.Model(model.input, model.output["means"], name="named")
+    both = with_flip_tta(classifier)
     assert both.name == "named" and both.input_shape == (None, 28, 28)
-    one, other = (answers.predict(x, verbose=0) for x in (images, images[:, :, ::-1]))
+    one, other = (classifier.predict(x, verbose=0) for x in (images, images[:, :, ::-1]))
     assert np.abs(one - other).max() > 10
     np.testing.assert_allclose(both.predict(images, verbose=0), (one + other) / 2, rtol=1e-5)

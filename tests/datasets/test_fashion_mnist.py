@@ -1,4 +1,4 @@
-"""Where the data set comes from: folders that are whole, damaged, or not there."""
+"""Sources of the data set: complete, damaged or missing files, class names."""
 
 import gzip
 import hashlib
@@ -10,7 +10,8 @@ from fashion.datasets import fashion_mnist
 from fashion.datasets.dataset import CLASS_NAMES
 
 import pytest
-from conftest import SAMPLE, load
+from helpers.data import load_sample
+from helpers.scripts import SAMPLE
 
 import common
 
@@ -27,7 +28,7 @@ def keras_cache_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses connections
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "usr-share")
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", tmp_path / "usr-share")
     return tmp_path / "keras" / "datasets" / "fashion-mnist"
 
 
@@ -37,62 +38,62 @@ def copy(tmp_path):
     return shutil.copytree(SAMPLE, tmp_path / "copy")
 
 
-def test_damaged_file_is_named_with_both_digests(copy):
+def test_damaged_file_raises_with_both_checksums(copy):
     path = copy / f"{FILES[0]}.gz"
     payload = bytearray(unzip(path))
     payload[5000] ^= 1
     path.write_bytes(gzip.compress(bytes(payload)))
     expected = hashlib.sha256(unzip(SAMPLE / f"{FILES[0]}.gz")).hexdigest()
     with pytest.raises(common.UserError) as error:
-        load(copy)
+        load_sample(copy)
     for part in str(path), expected, hashlib.sha256(payload).hexdigest():
         assert part in str(error.value)
 
 
-def test_truncated_and_missing_files_are_named(copy):
+def test_truncated_or_missing_file_raises(copy):
     path = copy / f"{FILES[1]}.gz"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(common.UserError, match=f"{FILES[1]}.gz is damaged"):
-        load(copy)
+        load_sample(copy)
     path.unlink()
-    with pytest.raises(common.UserError, match=f"there is no .*{FILES[1]}"):
-        load(copy)
+    with pytest.raises(common.UserError, match=f"{FILES[1]}.gz does not exist"):
+        load_sample(copy)
 
 
-def test_data_dir_without_sums_must_be_fashion_mnist(copy):
+def test_data_dir_without_checksums_must_be_fashion_mnist(copy):
     (copy / "SHA256SUMS").unlink()
     with pytest.raises(common.UserError, match=fashion_mnist.FASHION_MNIST_SHA256[FILES[0]]):
-        load(copy)
+        load_sample(copy)
 
 
-def test_sums_must_name_all_four_files(copy):
-    sums = (copy / "SHA256SUMS").read_text().splitlines()
-    (copy / "SHA256SUMS").write_text("\n".join(sums[:3]))
-    with pytest.raises(common.UserError, match=rf"SHA256SUMS must name {', '.join(FILES)}"):
-        load(copy)
+def test_checksums_must_list_all_four_files(copy):
+    lines = (copy / "SHA256SUMS").read_text().splitlines()
+    (copy / "SHA256SUMS").write_text("\n".join(lines[:3]))
+    with pytest.raises(common.UserError, match=rf"SHA256SUMS must list {', '.join(FILES)}"):
+        load_sample(copy)
 
 
-def test_right_digest_of_a_wrong_format_is_an_error(copy):
+def test_matching_checksum_of_another_format_raises(copy):
     payload = b"not an IDX file"
     (copy / f"{FILES[0]}.gz").write_bytes(gzip.compress(payload))
-    sums = (copy / "SHA256SUMS").read_text().splitlines()
-    sums[0] = f"{hashlib.sha256(payload).hexdigest()}  {FILES[0]}"
-    (copy / "SHA256SUMS").write_text("\n".join(sums))
+    lines = (copy / "SHA256SUMS").read_text().splitlines()
+    lines[0] = f"{hashlib.sha256(payload).hexdigest()}  {FILES[0]}"
+    (copy / "SHA256SUMS").write_text("\n".join(lines))
     with pytest.raises(common.UserError, match="not an IDX file of unsigned bytes"):
-        load(copy)
+        load_sample(copy)
 
 
-def test_uncompressed_files_are_read(copy, sample):
+def test_uncompressed_files_are_loaded(copy, sample):
     for name in FILES:
         path = copy / f"{name}.gz"
         (copy / name).write_bytes(unzip(path))
         path.unlink()
-    assert load(copy).train.digest == sample.train.digest
+    assert load_sample(copy).train.images_sha256 == sample.train.images_sha256
 
 
-def test_no_source_at_all_lists_every_place_and_the_ways_out(keras_cache_offline):
+def test_no_source_raises_with_each_reason_and_what_to_do(keras_cache_offline):
     with pytest.raises(common.UserError) as error:
-        load(None)
+        load_sample(None)
     for part in str(keras_cache_offline), "usr-share", "Connection refused", "'apt-get'":
         assert part in str(error.value)
     assert "--data-dir" in str(error.value)
@@ -100,73 +101,78 @@ def test_no_source_at_all_lists_every_place_and_the_ways_out(keras_cache_offline
     assert not list(keras_cache_offline.iterdir())  # nothing half-written
 
 
-def test_bad_file_in_the_cache_is_reported_and_passed_over(
-    whole_folder, keras_cache_offline, capsys, monkeypatch
+def test_invalid_cached_file_is_skipped_with_a_message(
+    fashion_mnist_dir, keras_cache_offline, capsys, monkeypatch
 ):
-    shutil.copytree(SAMPLE, keras_cache_offline)  # not the four files that belong there
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", whole_folder)
-    assert load(None).source.startswith(str(whole_folder))
+    shutil.copytree(SAMPLE, keras_cache_offline)  # other files than expected
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", fashion_mnist_dir)
+    assert load_sample(None).source.startswith(str(fashion_mnist_dir))
     assert f"{keras_cache_offline / FILES[0]}.gz has SHA-256" in capsys.readouterr().err
 
 
-def test_keras_cache_comes_first(whole_folder, keras_cache_offline, monkeypatch, capsys):
-    shutil.copytree(whole_folder, keras_cache_offline)
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", whole_folder)
-    assert load(None).source == f"{keras_cache_offline} (Keras' cache)"
+def test_keras_cache_is_the_first_source(
+    fashion_mnist_dir, keras_cache_offline, monkeypatch, capsys
+):
+    shutil.copytree(fashion_mnist_dir, keras_cache_offline)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", fashion_mnist_dir)
+    assert load_sample(None).source == f"{keras_cache_offline} (Keras' cache)"
     assert capsys.readouterr().err == ""
 
 
-def test_download_is_verified_before_it_gets_into_the_cache(whole_folder, tmp_path):
+def test_download_is_verified_before_it_is_cached(fashion_mnist_dir, tmp_path):
     def truncated():
-        yield FILES[1], (whole_folder / f"{FILES[1]}.gz").read_bytes()
-        yield FILES[0], (whole_folder / f"{FILES[0]}.gz").read_bytes()[:-100]
+        yield FILES[1], (fashion_mnist_dir / f"{FILES[1]}.gz").read_bytes()
+        yield FILES[0], (fashion_mnist_dir / f"{FILES[0]}.gz").read_bytes()[:-100]
 
     with pytest.raises(Exception, match=f"the fetched {FILES[0]}.gz is damaged"):
-        fashion_mnist._store(tmp_path / "cache", truncated)
+        fashion_mnist._store_verified(tmp_path / "cache", truncated)
     assert os.listdir(tmp_path / "cache") == [f"{FILES[1]}.gz"]
 
 
-# --------------------------------------------------------------------------- names of classes
+# -------------------------------------------------------------------------------- class names
 
 
-def test_names_are_those_beside_the_files(copy):
+def test_class_names_are_read_from_classes_txt(copy):
     lines = [f" Klasse {i}ß\r\n" for i in range(10)]
     (copy / "classes.txt").write_bytes("".join(lines).encode("utf-8-sig"))
-    data = load(copy)
+    data = load_sample(copy)
     assert data.class_names == tuple(f"Klasse {i}ß" for i in range(10))
     assert data.name == "copy"
 
 
-def test_without_names_classes_are_numbers(copy):
+def test_class_names_default_to_numbers(copy):
     (copy / "classes.txt").unlink()
-    data = load(copy)
+    data = load_sample(copy)
     assert data.class_names == tuple("0123456789")
     assert data.name == "copy"
 
 
-def test_fashion_mnist_has_its_names_built_in(whole_folder, sample, tmp_path):
-    assert not (whole_folder / "classes.txt").exists()
-    data = load(whole_folder)
+def test_fashion_mnist_has_built_in_class_names(fashion_mnist_dir, sample, tmp_path):
+    assert not (fashion_mnist_dir / "classes.txt").exists()
+    data = load_sample(fashion_mnist_dir)
     assert data.class_names == sample.class_names == CLASS_NAMES
     assert data.name == sample.name == "Fashion-MNIST"
-    # Unless one says otherwise.
-    for path in whole_folder.iterdir():
+    # classes.txt wins.
+    for path in fashion_mnist_dir.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "classes.txt").write_text("\n".join("abcdefghij"))
-    assert load(tmp_path).class_names == tuple("abcdefghij")
+    assert load_sample(tmp_path).class_names == tuple("abcdefghij")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\nb\n", "--data-dir: .*classes.txt names 2 classes, but labels are from 0 to 9"),
-        (b"a\n" * 11, "--data-dir: .*classes.txt names 11 classes, but labels are from 0 to 9"),
+        (b"a\nb\n", "--data-dir: .*classes.txt contains 2 class names, but labels are from 0 to 9"),
+        (
+            b"a\n" * 11,
+            "--data-dir: .*classes.txt contains 11 class names, but labels are from 0 to 9",
+        ),
         (b"a\nb\nc\n\ne\nf\ng\nh\ni\nj", ".*classes.txt: the name of class 3, '', is empty"),
-        (b"a\nb\nc\na\ne\nf\ng\nh\ni\nj", ".*classes.txt: 'a' is the name of two classes"),
+        (b"a\nb\nc\na\ne\nf\ng\nh\ni\nj", ".*classes.txt: two classes have the name 'a'"),
         (b"\xff\xfea", "--data-dir: .*classes.txt is not UTF-8"),
     ],
 )
-def test_unusable_names_are_an_error(copy, content, message):
+def test_invalid_classes_txt_raises(copy, content, message):
     (copy / "classes.txt").write_bytes(content)
     with pytest.raises(common.UserError, match=f"^{message}"):
-        load(copy)
+        load_sample(copy)

@@ -1,4 +1,4 @@
-"""One's own pictures in a folder for each class: what becomes of them, and how they are split."""
+"""Image folders: loading, splits, checks, and complete runs on them."""
 
 import csv
 import shutil
@@ -9,7 +9,8 @@ from fashion.datasets.dataset import CLASS_NAMES
 import keras
 import numpy as np
 import pytest
-from conftest import SAMPLE, contents, load
+from helpers.data import load_sample
+from helpers.scripts import SAMPLE, directory_contents
 from PIL import Image, ImageOps
 
 import cnn_basic
@@ -19,290 +20,306 @@ import resnet50_fashion
 COUNTS = {"boots": 30, "caps": 12, "socks": 5}
 
 
-def photo(image):
-    """An image as a photo: dark on white, enlarged, with a margin."""
+def to_photo(image):
+    """Convert an image to a photo: dark on white, upscaled, with a margin."""
     garment = ImageOps.invert(Image.fromarray(image)).resize((84, 84), Image.Resampling.BICUBIC)
-    picture = Image.new("L", (110, 100), "white")
-    picture.paste(garment, (20, 4))
-    return picture
+    photo = Image.new("L", (110, 100), "white")
+    photo.paste(garment, (20, 4))
+    return photo
 
 
-def write(folder, images):
-    """Photos of images, numbered."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_photos(directory, images):
+    """Write images as numbered photos."""
+    directory.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
-        photo(image).save(folder / f"{i:04}.png")
+        to_photo(image).save(directory / f"{i:04}.png")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, sample):
-    """A folder for each of `COUNTS`; the images of a class are all of one."""
-    folder = tmp_path_factory.mktemp("own") / "pictures"
+def image_dir(tmp_path_factory, sample):
+    """An image folder with the classes of `COUNTS`; do not change it."""
+    directory = tmp_path_factory.mktemp("folder") / "images"
     for label, (name, count) in enumerate(COUNTS.items()):
         images = sample.train.images[sample.train.labels == 7 + label]
-        write(folder / name, images[:count])
-    return folder
+        write_photos(directory / name, images[:count])
+    return directory
 
 
 @pytest.fixture
-def folder(made, tmp_path):
+def directory(image_dir, tmp_path):
     """A copy that a test may change."""
-    return shutil.copytree(made, tmp_path / "pictures")
+    return shutil.copytree(image_dir, tmp_path / "images")
 
 
 @pytest.fixture(scope="module")
 def cache_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("pictures")
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def read(cache_dir):
-    return lambda folder: load(folder, cache_dir=cache_dir)
+def load(cache_dir):
+    return lambda directory: load_sample(directory, cache_dir=cache_dir)
 
 
-def files(split):
-    return [split.title(row) for row in range(split.size)]
+def filenames(split):
+    return [split.image_name(i) for i in range(split.size)]
 
 
-def by_class(split):
+def count_by_class(split):
     return np.bincount(split.labels, minlength=len(COUNTS)).tolist()
 
 
-def test_classes_and_counts_are_keras(folder, read, capsys):
-    (folder / "boots" / "more").mkdir()
-    (folder / "boots" / "0000.png").rename(folder / "boots" / "more" / "0000.PNG")
-    (folder / ".hidden").mkdir()
-    (folder / "notes.txt").write_text("not looked at")
-    theirs = keras.utils.image_dataset_from_directory(folder, verbose=False, batch_size=None)
-    data = read(folder)
-    assert list(data.class_names) == theirs.class_names == list(COUNTS)
-    expected = np.bincount([int(label) for _, label in theirs])
-    assert (sum(np.array(by_class(s)) for s in data.splits.values()) == expected).all()
-    assert data.name == "pictures"
+def test_classes_and_counts_equal_keras_loader(directory, load, capsys):
+    (directory / "boots" / "more").mkdir()
+    (directory / "boots" / "0000.png").rename(directory / "boots" / "more" / "0000.PNG")
+    (directory / ".hidden").mkdir()
+    (directory / "notes.txt").write_text("ignored")
+    reference = keras.utils.image_dataset_from_directory(directory, verbose=False, batch_size=None)
+    data = load(directory)
+    assert list(data.class_names) == reference.class_names == list(COUNTS)
+    expected = np.bincount([int(label) for _, label in reference])
+    assert (sum(np.array(count_by_class(s)) for s in data.splits.values()) == expected).all()
+    assert data.name == "images"
     out = capsys.readouterr().out
-    assert f"test images from {folder} (--data-dir, 3 classes)" in out
-    assert data.record()["classes"] == list(COUNTS)
+    assert f"test images from {directory} (--data-dir, 3 classes)" in out
+    assert data.metadata()["classes"] == list(COUNTS)
 
 
-def test_each_image_is_what_predict_makes_of_its_file(made, read):
-    data, seen = read(made), []
+def test_images_are_preprocessed_as_for_predict(image_dir, load):
+    data, names = load(image_dir), []
     for split in data.splits.values():
-        for row, name in enumerate(files(split)):
-            expected = preprocessing.to_fashion_mnist(preprocessing.read(made / name))
+        for row, name in enumerate(filenames(split)):
+            expected = preprocessing.preprocess_image(preprocessing.load_image(image_dir / name))
             np.testing.assert_array_equal(split.images[row], expected)
             assert data.class_names[split.labels[row]] == name.split("/")[0]
-            seen.append(name)
-    assert sorted(seen) == [str(p.relative_to(made)) for p in sorted(made.glob("*/*.png"))]
+            names.append(name)
+    assert sorted(names) == [
+        str(p.relative_to(image_dir)) for p in sorted(image_dir.glob("*/*.png"))
+    ]
 
 
-def test_a_sixth_and_a_twelfth_of_the_rest_are_set_aside_the_same_for_ever(made, read):
-    data = read(made)
-    assert by_class(data.test) == [30 // 6, 12 // 6, 1]
-    assert by_class(data.validation) == [25 // 12, 1, 1]
-    assert by_class(data.train) == [23, 9, 3]
-    # Else two runs with different versions of this script would not compare.
+def test_holdout_is_as_in_earlier_versions(image_dir, load):
+    data = load(image_dir)
+    assert count_by_class(data.test) == [30 // 6, 12 // 6, 1]
+    assert count_by_class(data.validation) == [25 // 12, 1, 1]
+    assert count_by_class(data.train) == [23, 9, 3]
+    # Otherwise runs of different versions would not be comparable.
     numbers = {"boots": (2, 8, 15, 17, 28), "caps": (2, 7), "socks": (4,)}
-    expected = [f"{name}/{number:04}.png" for name, of in numbers.items() for number in of]
-    assert sorted(files(data.test)) == expected
+    expected = [f"{name}/{number:04}.png" for name, group in numbers.items() for number in group]
+    assert sorted(filenames(data.test)) == expected
     expected = ["boots/0003.png", "boots/0010.png", "caps/0008.png", "socks/0003.png"]
-    assert sorted(files(data.validation)) == expected
+    assert sorted(filenames(data.validation)) == expected
 
 
-def test_another_picture_of_a_class_moves_none_of_the_others(folder, read, sample):
-    before = read(folder)
-    write(folder / "boots", sample.train.images[sample.train.labels == 7][:31])
-    after = read(folder)
+def test_another_image_of_a_class_keeps_the_splits_of_other_classes(directory, load, sample):
+    before = load(directory)
+    write_photos(directory / "boots", sample.train.images[sample.train.labels == 7][:31])
+    after = load(directory)
     for split, earlier in zip(after.splits.values(), before.splits.values(), strict=True):
-        others = [{n for n in files(s) if not n.startswith("boots")} for s in (split, earlier)]
+        others = [{n for n in filenames(s) if not n.startswith("boots")} for s in (split, earlier)]
         assert others[0] == others[1]
 
 
-def test_every_prefix_is_as_balanced_as_can_be(made, read):
-    labels = read(made).train.labels.tolist()
+def test_every_prefix_is_as_balanced_as_possible(image_dir, load):
+    labels = load(image_dir).train.labels.tolist()
     assert [sorted(labels[i : i + 3]) for i in (0, 3, 6)] == [[0, 1, 2]] * 3
     assert [sorted(labels[i : i + 2]) for i in range(9, 21, 2)] == [[0, 1]] * 6
     assert set(labels[21:]) == {0}
-    small = load(made, train_size=6)
-    assert by_class(small.train) == [2, 2, 2]
+    small = load_sample(image_dir, train_size=6)
+    assert count_by_class(small.train) == [2, 2, 2]
 
 
-def test_folders_of_splits_are_heeded(made, read, tmp_path, capsys):
-    shutil.copytree(made, tmp_path / "Train")
+def test_split_directories_define_the_splits(image_dir, load, tmp_path, capsys):
+    shutil.copytree(image_dir, tmp_path / "Train")
     for name in COUNTS:
         for split, number in ("Test", 1), ("val", 2):
             (tmp_path / split / name).mkdir(parents=True)
             picture = tmp_path / "Train" / name / f"000{number}.png"
             picture.rename(tmp_path / split / name / f"{split}.png")
     (tmp_path / "__MACOSX").mkdir()
-    data = read(tmp_path)
-    for split, there in (data.test, "Test.png"), (data.validation, "val.png"):
-        assert sorted(files(split)) == [f"{name}/{there}" for name in COUNTS]
-    assert sum(by_class(data.train)) == sum(COUNTS.values()) - 6
+    data = load(tmp_path)
+    for split, filename in (data.test, "Test.png"), (data.validation, "val.png"):
+        assert sorted(filenames(split)) == [f"{name}/{filename}" for name in COUNTS]
+    assert sum(count_by_class(data.train)) == sum(COUNTS.values()) - 6
     assert capsys.readouterr().err == ""
-    expected = preprocessing.to_fashion_mnist(preprocessing.read(tmp_path / "val/socks/val.png"))
-    row = files(data.validation).index("socks/val.png")
+    expected = preprocessing.preprocess_image(
+        preprocessing.load_image(tmp_path / "val/socks/val.png")
+    )
+    row = filenames(data.validation).index("socks/val.png")
     np.testing.assert_array_equal(data.validation.images[row], expected)
-    # Without val/: a twelfth of what is for training. What is in no split is not looked at.
+    # Without val/, a twelfth of the training images is held out. Other directories are ignored.
     for name in COUNTS:
         (tmp_path / "val" / name / "val.png").rename(tmp_path / "Train" / name / "0002.png")
         (tmp_path / "val" / name).rmdir()
-    write(tmp_path / "more", data.test.images[:1])
-    data = read(tmp_path)
-    assert sorted(files(data.test)) == [f"{name}/Test.png" for name in COUNTS]
-    assert by_class(data.validation) == [29 // 12, 1, 1]
-    assert capsys.readouterr().err == f"{tmp_path}: not looked at: more, val\n"
-    # Only train: a sixth of it is for testing, too.
+    write_photos(tmp_path / "more", data.test.images[:1])
+    data = load(tmp_path)
+    assert sorted(filenames(data.test)) == [f"{name}/Test.png" for name in COUNTS]
+    assert count_by_class(data.validation) == [29 // 12, 1, 1]
+    assert capsys.readouterr().err == f"{tmp_path}: ignored: more, val\n"
+    # Only train/: a sixth is held out for testing as well.
     shutil.rmtree(tmp_path / "Test")
     shutil.rmtree(tmp_path / "more")
-    shutil.copytree(made, tmp_path / "Train", dirs_exist_ok=True)
-    assert files(read(tmp_path).test) == files(read(made).test)
+    shutil.copytree(image_dir, tmp_path / "Train", dirs_exist_ok=True)
+    assert filenames(load(tmp_path).test) == filenames(load(image_dir).test)
 
 
-def test_folders_of_splits_without_classes_are_an_error(made, tmp_path):
-    """They are not taken for classes."""
+def test_split_directories_without_classes_raise(image_dir, tmp_path):
+    """They are not classes."""
     for split in "train", "test":
-        shutil.copytree(made / "boots", tmp_path / split)
-    with pytest.raises(common.UserError, match=r"no train/ with a folder for each class in it$"):
-        load(tmp_path)
+        shutil.copytree(image_dir / "boots", tmp_path / split)
+    with pytest.raises(common.UserError, match=r"no train/ that contains a directory per class$"):
+        load_sample(tmp_path)
 
 
-def test_a_letter_may_be_written_in_two_ways(made, read, tmp_path):
-    """As macOS does, and all others."""
+def test_class_names_are_compared_in_unicode_normal_form(image_dir, load, tmp_path):
+    """macOS decomposes umlauts; other systems do not."""
     for split, name in ("train", "M\u00fctze"), ("test", "Mu\u0308tze"):
-        shutil.copytree(made / "boots", tmp_path / split / "boots")
-        shutil.copytree(made / "caps", tmp_path / split / name)
-    assert read(tmp_path).class_names == ("M\u00fctze", "boots")
+        shutil.copytree(image_dir / "boots", tmp_path / split / "boots")
+        shutil.copytree(image_dir / "caps", tmp_path / split / name)
+    assert load(tmp_path).class_names == ("M\u00fctze", "boots")
 
 
-def test_classes_may_be_named_train_and_test(folder, read):
-    (folder / "boots").rename(folder / "train")
-    (folder / "caps").rename(folder / "test")
-    assert read(folder).class_names == ("socks", "test", "train")
+def test_classes_may_have_the_names_of_splits(directory, load):
+    (directory / "boots").rename(directory / "train")
+    (directory / "caps").rename(directory / "test")
+    assert load(directory).class_names == ("socks", "test", "train")
 
 
-def test_pictures_are_held_in_the_cache_once_by_their_digest(folder, tmp_path, monkeypatch):
-    shutil.copy(folder / "socks" / "0000.png", folder / "socks" / "twin.png")
-    first = load(folder, cache_dir=tmp_path / "cache")
-    kept = sorted((tmp_path / "cache").rglob("*.png"))
-    assert len(kept) == sum(COUNTS.values())
-    contents = {np.asarray(Image.open(path)).tobytes() for path in kept}
+def test_cache_stores_each_image_once_by_checksum(directory, tmp_path, monkeypatch):
+    shutil.copy(directory / "socks" / "0000.png", directory / "socks" / "duplicate.png")
+    first = load_sample(directory, cache_dir=tmp_path / "cache")
+    cached_paths = sorted((tmp_path / "cache").rglob("*.png"))
+    assert len(cached_paths) == sum(COUNTS.values())
+    contents = {np.asarray(Image.open(path)).tobytes() for path in cached_paths}
     assert contents == {i.tobytes() for s in first.splits.values() for i in s.images}
-    kept[0].write_bytes(b"damaged")
-    prepared = []
-    to_fashion_mnist = preprocessing.to_fashion_mnist
+    cached_paths[0].write_bytes(b"damaged")
+    calls = []
+    preprocess_image = preprocessing.preprocess_image
     monkeypatch.setattr(
-        preprocessing, "to_fashion_mnist", lambda p: prepared.append(1) or to_fashion_mnist(p)
+        preprocessing, "preprocess_image", lambda image: calls.append(1) or preprocess_image(image)
     )
-    again = load(folder, cache_dir=tmp_path / "cache")
-    assert len(prepared) == 1  # the damaged one
-    assert [s.digest for s in again.splits.values()] == [s.digest for s in first.splits.values()]
+    reloaded = load_sample(directory, cache_dir=tmp_path / "cache")
+    assert len(calls) == 1  # the damaged file
+    assert [s.images_sha256 for s in reloaded.splits.values()] == [
+        s.images_sha256 for s in first.splits.values()
+    ]
 
 
-def test_what_cannot_be_used_is_named_and_left_out(folder, read, capsys):
-    (folder / "boots" / "bad.jpg").write_text("no picture")
-    Image.new("L", (50, 50), "gray").save(folder / "caps" / "empty.png")
+def test_unusable_files_are_skipped_with_a_message(directory, load, capsys):
+    (directory / "boots" / "bad.jpg").write_text("no image")
+    Image.new("L", (50, 50), "gray").save(directory / "caps" / "empty.png")
     for name in "a.heic", "b.heic", "notes", ".DS_Store":
-        (folder / "socks" / name).write_text("")
-    data = read(folder)
+        (directory / "socks" / name).write_text("")
+    data = load(directory)
     assert sum(split.size for split in data.splits.values()) == sum(COUNTS.values())
     others, bad, empty = capsys.readouterr().err.splitlines()
-    assert bad.startswith(f"{folder / 'boots' / 'bad.jpg'}: not used: cannot identify")
-    assert empty.startswith(f"{folder / 'caps' / 'empty.png'}: not used: it shows nothing")
-    expected = f"{folder / 'socks'}: not used, since not named as pictures: .heic (2), notes (1)"
+    assert bad.startswith(f"{directory / 'boots' / 'bad.jpg'}: skipped: cannot identify")
+    assert empty.startswith(f"{directory / 'caps' / 'empty.png'}: skipped: nothing differs")
+    expected = (
+        f"{directory / 'socks'}: skipped files without an image extension: .heic (2), notes (1)"
+    )
     assert others == expected
 
 
-def test_identical_pictures_on_both_sides_are_counted(folder, read, capsys):
-    read(folder)
+def test_duplicate_images_across_splits_are_counted(directory, load, capsys):
+    load(directory)
     assert capsys.readouterr().err == ""
-    image = Image.open(folder / "socks" / "0000.png")
-    for i in range(5):  # the same picture in another file
-        image.save(folder / "socks" / f"{i:04}.bmp")
+    image = Image.open(directory / "socks" / "0000.png")
+    for i in range(5):  # duplicates in other files
+        image.save(directory / "socks" / f"{i:04}.bmp")
     for i in range(1, 5):
-        (folder / "socks" / f"{i:04}.png").unlink()
-    read(folder)
+        (directory / "socks" / f"{i:04}.png").unlink()
+    load(directory)
     assert capsys.readouterr().err == (
-        "Identical pictures: 1 of 4 for validation are also for training, "
-        "and 1 of 8 for testing also for one of these\n"
+        "Duplicate images: 1 of 4 validation images also occur in the training set; 1 of 8 test "
+        "images also occur in the training or validation set.\n"
     )
 
 
-def remove(folder, name, left):
-    for path in sorted((folder / name).iterdir())[left:]:
+def remove_all_but(directory, name, num_left):
+    for path in sorted((directory / name).iterdir())[num_left:]:
         path.unlink()
 
 
-def test_too_few_pictures_of_a_class_are_an_error_that_names_it(folder, command_line):
-    remove(folder, "socks", 4)
-    remove(folder, "caps", 0)
-    done = command_line(cnn_basic, "--data-dir", folder)
+def test_too_few_images_of_a_class_raise_with_its_name(directory, command_line):
+    remove_all_but(directory, "socks", 4)
+    remove_all_but(directory, "caps", 0)
+    done = command_line(cnn_basic, "--data-dir", directory)
     assert done.code == 1
-    needed = "each class needs at least 5 pictures that can be used"
+    needed = "each class needs at least 5 usable images"
     assert done.err == (
-        f"cnn_basic.py: error: {folder}: {needed}; too few are in caps (0), socks (4)\n"
+        f"cnn_basic.py: error: {directory}: {needed}; too few: caps (0), socks (4)\n"
     )
 
 
-def test_too_few_classes_are_an_error_that_names_them(folder, command_line):
-    shutil.rmtree(folder / "socks")
-    shutil.rmtree(folder / "caps")
-    done = command_line(cnn_basic, "--data-dir", folder)
+def test_too_few_classes_raise_with_their_names(directory, command_line):
+    shutil.rmtree(directory / "socks")
+    shutil.rmtree(directory / "caps")
+    done = command_line(cnn_basic, "--data-dir", directory)
     assert done.code == 1
     assert done.err == (
-        f"cnn_basic.py: error: {folder}: at least 2 classes are needed, and there is only 'boots'\n"
+        f"cnn_basic.py: error: {directory}: at least 2 classes are needed, only 'boots' was found\n"
     )
 
 
-def test_train_and_test_must_have_the_same_classes_and_some_of_each(made, read, tmp_path):
-    shutil.copytree(made, tmp_path / "train")
-    shutil.copytree(made, tmp_path / "test")
-    remove(tmp_path / "test", "caps", 0)
-    needed = "each class needs at least 1 picture that can be used"
-    with pytest.raises(common.UserError, match=rf"test: {needed}; too few are in caps \(0\)$"):
-        read(tmp_path)
-    remove(tmp_path / "train", "socks", 1)
-    needed = "each class needs at least 2 pictures that can be used"
-    with pytest.raises(common.UserError, match=rf"train: {needed}; too few are in socks \(1\)$"):
-        read(tmp_path)
+def test_splits_must_have_equal_classes_with_images(image_dir, load, tmp_path):
+    shutil.copytree(image_dir, tmp_path / "train")
+    shutil.copytree(image_dir, tmp_path / "test")
+    remove_all_but(tmp_path / "test", "caps", 0)
+    needed = "each class needs at least 1 usable image"
+    with pytest.raises(common.UserError, match=rf"test: {needed}; too few: caps \(0\)$"):
+        load(tmp_path)
+    remove_all_but(tmp_path / "train", "socks", 1)
+    needed = "each class needs at least 2 usable images"
+    with pytest.raises(common.UserError, match=rf"train: {needed}; too few: socks \(1\)$"):
+        load(tmp_path)
     shutil.rmtree(tmp_path / "test" / "boots")
     (tmp_path / "test" / "hats").mkdir()
-    with pytest.raises(common.UserError, match=r"in only one of train/ and test/: boots, hats$"):
-        read(tmp_path)
-
-
-@pytest.mark.parametrize("option", ["--output-dir", "--cache-dir", "WANDB_DIR"])
-def test_nothing_is_written_among_the_classes(option, folder, command_line, monkeypatch, tmp_path):
-    """The next run would take it for a class."""
-    before, words = contents(folder), ["--data-dir", folder, "--wandb", "offline"]
-    if option == "WANDB_DIR":
-        monkeypatch.setenv(option, str(folder))
-    else:
-        words += [option, folder / "new"]
-    done = command_line(cnn_basic, *words)
-    assert done.code == 2
-    assert done.err.startswith(f"cnn_basic.py: error: {option}: ")
-    assert done.err.endswith("within --data-dir, where a folder is a class: use another\n")
-    assert contents(folder) == before
-
-
-def test_a_folder_of_neither_kind_is_an_error(tmp_path):
-    assert not image_folder.are_in(SAMPLE) and not image_folder.are_in(tmp_path / "absent")
-    with pytest.raises(common.UserError, match=r"^--data-dir: there is no .*, nor a folder for "):
+    with pytest.raises(common.UserError, match=r"only in one of train/ and test/: boots, hats$"):
         load(tmp_path)
 
 
-def test_cache_that_cannot_be_written_is_an_error(folder, tmp_path):
+@pytest.mark.parametrize("option", ["--output-dir", "--cache-dir", "WANDB_DIR"])
+def test_output_inside_data_dir_raises_usage_error(
+    option, directory, command_line, monkeypatch, tmp_path
+):
+    """An output directory would become a class of the next run."""
+    before, argv = directory_contents(directory), ["--data-dir", directory, "--wandb", "offline"]
+    if option == "WANDB_DIR":
+        monkeypatch.setenv(option, str(directory))
+    else:
+        argv += [option, directory / "new"]
+    done = command_line(cnn_basic, *argv)
+    assert done.code == 2
+    assert done.err.startswith(f"cnn_basic.py: error: {option}: ")
+    assert done.err.endswith(
+        "lies inside --data-dir, where a directory is a class; use another directory\n"
+    )
+    assert directory_contents(directory) == before
+
+
+def test_directory_without_classes_or_idx_files_raises(tmp_path):
+    assert not image_folder.is_image_folder(SAMPLE) and not image_folder.is_image_folder(
+        tmp_path / "absent"
+    )
+    with pytest.raises(
+        common.UserError, match=r"^--data-dir: .* does not exist, and there is no directory of "
+    ):
+        load_sample(tmp_path)
+
+
+def test_unwritable_cache_raises(directory, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(common.UserError, match=r"^--cache-dir: "):
-        load(folder, cache_dir=tmp_path / "file")
+        load_sample(directory, cache_dir=tmp_path / "file")
 
 
-# -------------------------------------------------------------------------------- whole runs
+# ----------------------------------------------------------------------------- complete runs
 
 
-def test_from_folders_to_predict(folder, command_line, tmp_path):
-    words = ("--data-dir", folder, "--cache-dir", tmp_path / "cache", "--wandb", "disabled")
-    done = command_line(cnn_basic, *words, "--epochs", 30, "--batch-size", 4)
+def test_train_and_predict(directory, command_line, tmp_path):
+    argv = ("--data-dir", directory, "--cache-dir", tmp_path / "cache", "--wandb", "disabled")
+    done = command_line(cnn_basic, *argv, "--epochs", 30, "--batch-size", 4)
     assert done.code == 0, done.err
     assert list((tmp_path / "cache").rglob("*.png"))
     output = tmp_path / "outputs" / "cnn_basic"
@@ -310,50 +327,57 @@ def test_from_folders_to_predict(folder, command_line, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
     for row in rows:
-        assert (folder / row["file"]).exists()
+        assert (directory / row["file"]).exists()
         assert list(COUNTS)[int(row["label"])] == row["file"].split("/")[0]
-    assert "<h1>cnn_basic on pictures</h1>" in (output / "report.html").read_text()
-    # Use sees the same as training: the answers are those of the run.
-    done = command_line(cnn_basic, "--predict", *(folder / row["file"] for row in rows))
-    answers = [line.split(".png  ")[1].split()[0] for line in done.out.splitlines()[:-1]]
-    assert answers == [list(COUNTS)[int(row["predicted"])] for row in rows]
+    assert "<h1>cnn_basic on images</h1>" in (output / "report.html").read_text()
+    # --predict preprocesses images as training does, so the predictions are equal.
+    done = command_line(cnn_basic, "--predict", *(directory / row["file"] for row in rows))
+    lines = [line for line in done.out.splitlines() if ".png  " in line]
+    predictions = [line.split(".png  ")[1].split()[0] for line in lines]
+    assert predictions == [list(COUNTS)[int(row["predicted"])] for row in rows]
 
 
-def test_resnet_its_cache_and_fine_tuning(made, run_main, small_resnet, tmp_path, capsys):
-    words = ("--data-dir", made, "--weights", "none", "--image-size", 64, "--epochs", 2)
-    words = (*words, "--cache-dir", tmp_path / "cache")
-    plain = run_main(resnet50_fashion, *words, "--output-dir", "plain")
-    tuned = ("--fine-tune-blocks", 1, "--fine-tune-epochs", 1)
-    result = run_main(resnet50_fashion, *words, *tuned, "--output-dir", "tuned")
-    assert "Features: all in" in capsys.readouterr().out  # from the first run
-    assert plain.model.output_shape == result.model.output_shape == (None, 3)
-    # Another class is another data set.
-    changed = shutil.copytree(made, tmp_path / "changed")
+@pytest.mark.slow
+@pytest.mark.versions
+def test_resnet50_shares_its_cache_with_fine_tuning(
+    image_dir, run_main, small_resnet, tmp_path, capsys
+):
+    argv = ("--data-dir", image_dir, "--weights", "none", "--image-size", 64, "--epochs", 2)
+    argv = (*argv, "--cache-dir", tmp_path / "cache")
+    frozen = run_main(resnet50_fashion, *argv, "--output-dir", "frozen")
+    fine_tuning = ("--fine-tune-blocks", 1, "--fine-tune-epochs", 1)
+    result = run_main(resnet50_fashion, *argv, *fine_tuning, "--output-dir", "tuned")
+    assert "Features: all cached in" in capsys.readouterr().out  # from the first run
+    assert frozen.model.output_shape == result.model.output_shape == (None, 3)
+    # Another class makes another data set.
+    changed = shutil.copytree(image_dir, tmp_path / "changed")
     shutil.copytree(changed / "socks", changed / "ties")
-    words = (*words, *tuned, "--resume", "--output-dir", "tuned", "--data-dir", changed)
-    with pytest.raises(common.UsageError, match="had another data_sha256"):
-        run_main(resnet50_fashion, *words)
+    argv = (*argv, *fine_tuning, "--resume", "--output-dir", "tuned", "--data-dir", changed)
+    with pytest.raises(common.UsageError, match=r"differ from the checkpoint in .*: data_sha256"):
+        run_main(resnet50_fashion, *argv)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [cnn_basic, resnet50_fashion])
-def test_photos_train_to_what_their_images_do(script, sample, run_main, tmp_path, request):
-    """The sample's, to within 3 points on the same test images, as photos in `test/`."""
+def test_training_on_photos_is_as_accurate_as_on_their_images(
+    script, sample, run_main, tmp_path, request
+):
+    """The sample as photos in train/ and test/ gives equal accuracy within 3 points."""
     for name, splits in ("train", [sample.train, sample.validation]), ("test", [sample.test]):
         for label, title in enumerate(CLASS_NAMES):
             images = np.concatenate([split.images[split.labels == label] for split in splits])
-            # As the IDX files' order is: sorted names are sorted labels.
-            write(tmp_path / "photos" / name / f"{label} {title.replace('/', ' ')}", images)
-    words = ["--cache-dir", tmp_path / "cache", "--output-dir", tmp_path / "output"]
+            # Sorted names give the labels of the IDX files.
+            write_photos(tmp_path / "photos" / name / f"{label} {title.replace('/', ' ')}", images)
+    argv = ["--cache-dir", tmp_path / "cache", "--output-dir", tmp_path / "output"]
     if script is resnet50_fashion:
         weights = request.getfixturevalue("imagenet_weights")
-        words += ["--weights", weights, "--recipe", "fast", "--image-size", 64]
+        argv += ["--weights", weights, "--recipe", "fast", "--image-size", 64]
     accuracies = {}
     for source in SAMPLE, tmp_path / "photos":
         for seed in range(3):
-            result = run_main(script, "--data-dir", source, "--seed", seed, *words)
+            result = run_main(script, "--data-dir", source, "--seed", seed, *argv)
             assert result.metrics["data"]["test"] == 400
             assert result.metrics["data"]["train"] == sample.train.size
             accuracies.setdefault(source, []).append(result.metrics["test"]["accuracy"])
-    of_sample, of_photos = (np.mean(values) for values in accuracies.values())
-    assert abs(of_sample - of_photos) <= 0.03, accuracies
+    from_images, from_photos = (np.mean(values) for values in accuracies.values())
+    assert abs(from_images - from_photos) <= 0.03, accuracies

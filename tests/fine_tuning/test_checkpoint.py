@@ -1,24 +1,25 @@
-"""What `--resume` goes on with, and what it refuses."""
+"""Checkpoints: what is resumed, and which options must match."""
 
 import json
 import resource
 
 from fashion.backbones import architectures
 from fashion.cli.recipes import RECIPES
-from fashion.fine_tuning.checkpoint import open_checkpoint
-from fashion.tracking.history import EpochLog
-from fashion.tracking.run import Run
+from fashion.fine_tuning.checkpoint import load_or_create_checkpoint
+from fashion.tracking.history import EpochLogger
 
 import keras
 import numpy as np
 import pytest
-from conftest import SAMPLE, build_small_resnet, contents, load, parse
-from test_epochs import epoch
+from helpers.data import load_sample
+from helpers.epochs import make_epoch
+from helpers.networks import build_small_resnet
+from helpers.scripts import SAMPLE, directory_contents, parse_options
 
 import common
 import resnet50_fashion
 
-# --------------------------------------------------------------- a checkpoint and its rules
+# ------------------------------------------------------------------------------- checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +29,20 @@ def backbone():
 
 
 @pytest.fixture
-def open_with(backbone, sample, tmp_path):
-    """Opens the checkpoint in a folder as a run with these options would."""
+def load_or_create(backbone, sample, tmp_path):
+    """Load or create the checkpoint of a run with the given arguments."""
 
-    def open_it(*words, backbone=backbone, data=sample):
-        words = ("--fine-tune-blocks", 1, "--output-dir", tmp_path, *words)
-        options = parse(resnet50_fashion, *words)
-        tuning = options.fine_tuning
-        return open_checkpoint(
-            Run(options), data, backbone, tuning.fine_tune_learning_rate, tuning.resume
-        )
+    def load(*argv, backbone=backbone, data=sample):
+        argv = ("--fine-tune-blocks", 1, "--output-dir", tmp_path, *argv)
+        options = parse_options(resnet50_fashion, *argv)
+        return load_or_create_checkpoint(options, data, backbone)
 
-    return open_it
+    return load
 
 
 @pytest.fixture
 def model():
-    """A model that has taken a step of Adam."""
+    """A model after one step of Adam."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     model.compile("adam", "mse")
@@ -53,71 +51,76 @@ def model():
 
 
 @pytest.fixture
-def log(open_run):
-    """Of three epochs of a head, the second the best."""
-    return EpochLog(open_run.wandb_run, [epoch(1, 0.5), epoch(2, 0.75), epoch(3, 0.625)])
+def logger(open_run):
+    """Three epochs of head training, the second of which is the best."""
+    return EpochLogger(
+        open_run.wandb_run, [make_epoch(1, 0.5), make_epoch(2, 0.75), make_epoch(3, 0.625)]
+    )
 
 
 @pytest.fixture
-def unfinished(open_with, model, log):
-    """The checkpoint of a run that was ended after its first epoch of fine-tuning."""
-    checkpoint = open_with()
+def unfinished(load_or_create, model, logger):
+    """The checkpoint of a run that was interrupted after one epoch of fine-tuning."""
+    checkpoint = load_or_create()
     checkpoint.head_epochs, checkpoint.wandb_id = 3, "abcd1234"
-    checkpoint.save(model, log)
-    log.epochs.append(epoch(4, 0.625))
-    checkpoint.save(model, log)
+    checkpoint.save(model, logger)
+    logger.epochs.append(make_epoch(4, 0.625))
+    checkpoint.save(model, logger)
     return checkpoint
 
 
 def names(checkpoint):
-    return sorted(path.name for path in checkpoint.folder.iterdir())
+    return sorted(path.name for path in checkpoint.directory.iterdir())
 
 
 def state(checkpoint):
-    return json.loads((checkpoint.folder / "state.json").read_text())
+    return json.loads((checkpoint.directory / "state.json").read_text())
 
 
 def write_state(checkpoint, content):
-    (checkpoint.folder / "state.json").write_text(json.dumps(content))
+    (checkpoint.directory / "state.json").write_text(json.dumps(content))
 
 
-def test_new_checkpoint_is_before_the_first_epoch(open_with, tmp_path, capsys):
-    new = open_with()
-    assert (new.last, new.best, new.epochs, new.finished) == (None, None, [], False)
-    assert not new.folder.exists()
+def test_new_checkpoint_is_empty(load_or_create, tmp_path, capsys):
+    new = load_or_create()
+    assert (new.last_weights, new.best_weights, new.epochs, new.finished) == (None, None, [], False)
+    assert not new.directory.exists()
     assert capsys.readouterr().out == ""
-    assert open_with("--resume") == new
+    assert load_or_create("--resume") == new
     path = tmp_path / "checkpoint" / "state.json"
-    assert f"There is no {path} to resume from" in capsys.readouterr().out
+    assert f"No checkpoint at {path}; starting from scratch.\n" in capsys.readouterr().out
 
 
-def test_what_was_saved_is_resumed(unfinished, open_with, model, log):
-    resumed = open_with("--resume")
+def test_saved_checkpoint_is_resumed(unfinished, load_or_create, model, logger):
+    resumed = load_or_create("--resume")
     assert resumed == unfinished
     assert (resumed.head_epochs, resumed.wandb_id) == (3, "abcd1234")
-    assert resumed.epochs == log.epochs and len(resumed.epochs) == 4
+    assert resumed.epochs == logger.epochs and len(resumed.epochs) == 4
     expected = [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
     model.train_on_batch(np.ones((4, 3)), np.zeros((4, 2)))
-    resumed.load(model, resumed.last)
+    resumed.load(model, resumed.last_weights)
     loaded = [*model.variables, *model.optimizer.variables]
     for variable, value in zip(loaded, expected, strict=True):
         np.testing.assert_array_equal(variable, value)
 
 
-def test_last_and_best_are_kept_and_no_other(open_with, model, log):
-    """The first to be saved is the best of the head's epochs, whose weights the model has."""
-    checkpoint = open_with()
-    checkpoint.save(model, log)
+def test_only_last_and_best_weights_are_kept(load_or_create, model, logger):
+    """The first file contains the weights of the best epoch of head training."""
+    checkpoint = load_or_create()
+    checkpoint.save(model, logger)
     assert names(checkpoint) == ["epoch-002.weights.h5", "state.json"]
-    for number, accuracy, kept in (4, 0.7, [2, 4]), (5, 0.875, [5]), (6, 0.875, [5, 6]):
-        log.epochs.append(epoch(number, accuracy))
-        checkpoint.save(model, log)
-        assert names(checkpoint) == [*(f"epoch-00{n}.weights.h5" for n in kept), "state.json"]
-        assert checkpoint.last == f"epoch-00{number}.weights.h5"
-        assert checkpoint.best == f"epoch-00{kept[0]}.weights.h5"
+    for epoch, accuracy, kept_epochs in (4, 0.7, [2, 4]), (5, 0.875, [5]), (6, 0.875, [5, 6]):
+        logger.epochs.append(make_epoch(epoch, accuracy))
+        checkpoint.save(model, logger)
+        assert names(checkpoint) == [
+            *(f"epoch-00{n}.weights.h5" for n in kept_epochs),
+            "state.json",
+        ]
+        assert checkpoint.last_weights == f"epoch-00{epoch}.weights.h5"
+        assert checkpoint.best_weights == f"epoch-00{kept_epochs[0]}.weights.h5"
 
 
-def test_state_is_what_earlier_versions_wrote(unfinished):
+def test_state_json_has_the_keys_of_earlier_versions(unfinished):
     expected = {"config", "rows", "last", "best", "head_epochs", "wandb_id", "learning_rate"}
     content = state(unfinished)
     assert content.keys() == expected | {"finished"}
@@ -125,16 +128,17 @@ def test_state_is_what_earlier_versions_wrote(unfinished):
     assert content["learning_rate"] == 1e-4 and content["finished"] is False
 
 
-def test_unfinished_run_is_not_lost_by_a_new_one(unfinished, open_with):
+def test_new_run_does_not_overwrite_an_unfinished_one(unfinished, load_or_create):
     before = state(unfinished)
     with pytest.raises(
-        common.UsageError, match=r"has an unfinished run's epoch 4: --resume continues it\nTo start"
+        common.UsageError,
+        match=r"contains an unfinished run \(epoch 4\). Use --resume to continue it,\nor delete",
     ):
-        open_with()
+        load_or_create()
     assert state(unfinished) == before
 
 
-FREE = {
+IGNORED = {
     "data_dir": "elsewhere",
     "cache_dir": "elsewhere",
     "wandb": "offline",
@@ -144,7 +148,7 @@ FREE = {
     "gpus": 0,
     "fine_tune_learning_rate": 1e-5,
 }
-ANOTHER = {
+COMPARED = {
     "train_size": 1000,
     "validation_size": 100,
     "test_size": 100,
@@ -165,176 +169,183 @@ ANOTHER = {
 }
 
 
-def test_each_option_is_free_or_not():
-    neither = {"model", "resume", "output_dir", "predict", "recipe", "mirror"}  # see below
-    assert resnet50_fashion.Options().config().keys() == FREE.keys() | ANOTHER.keys() | neither
+def test_every_option_is_ignored_or_compared():
+    others = {"model", "resume", "output_dir", "predict", "recipe", "mirror"}  # see below
+    assert resnet50_fashion.Options().config().keys() == IGNORED.keys() | COMPARED.keys() | others
 
 
-def test_run_with_another_option_is_not_resumed(unfinished, open_with):
+def test_resume_with_another_option_raises_usage_error(unfinished, load_or_create):
     before = resnet50_fashion.Options().config() | {"fine_tune_blocks": 1}
-    for option, value in ANOTHER.items():
+    for option, value in COMPARED.items():
         with pytest.raises(common.UsageError) as error:
-            open_with("--resume", f"--{option}={value}")
-        expected = f"had another {option} ({before[option]}, not {value})"
-        assert str(error.value) == f"--resume: the run in {unfinished.folder} {expected}"
+            load_or_create("--resume", f"--{option}={value}")
+        assert str(error.value) == (
+            f"--resume: options differ from the checkpoint in {unfinished.directory}: "
+            f"{option} ({before[option]}, now {value})"
+        )
 
 
-def test_run_with_another_recipe_or_mirrored_copies_is_not_resumed(unfinished, open_with):
-    with pytest.raises(common.UsageError, match=r"had another mirror \(False, not True\)$"):
-        open_with("--resume", "--mirror")
+def test_resume_with_another_recipe_or_mirror_raises_usage_error(unfinished, load_or_create):
+    with pytest.raises(common.UsageError, match=r": mirror \(False, now True\)$"):
+        load_or_create("--resume", "--mirror")
     with pytest.raises(
         common.UsageError,
-        match=r"had another dropout .*, features \(conv5, not conv4_3x3\), image_size \(None, not",
+        match=r": dropout .*, features \(conv5, now conv4_3x3\), image_size \(None, now",
     ):
-        open_with("--resume", "--recipe", "fast")
+        load_or_create("--resume", "--recipe", "fast")
 
 
-def test_name_of_a_recipe_decides_nothing(open_with, unfinished):
-    """Its options do, and may be given one by one as well."""
+def test_resume_compares_the_options_of_a_recipe_not_its_name(load_or_create, unfinished):
     old = state(unfinished)
     old["config"] |= RECIPES["fast"]
     write_state(unfinished, old)
-    assert open_with("--resume", "--recipe", "fast").epochs == unfinished.epochs
-    words = [f"--{name}={value}" for name, value in RECIPES["fast"].items()]
-    assert open_with("--resume", *words).epochs == unfinished.epochs
+    assert load_or_create("--resume", "--recipe", "fast").epochs == unfinished.epochs
+    argv = [f"--{name}={value}" for name, value in RECIPES["fast"].items()]
+    assert load_or_create("--resume", *argv).epochs == unfinished.epochs
 
 
-def test_options_that_decide_nothing_may_be_others(unfinished, open_with):
-    resumed = open_with("--resume", *(f"--{option}={value}" for option, value in FREE.items()))
+def test_resume_with_other_ignored_options(unfinished, load_or_create):
+    resumed = load_or_create(
+        "--resume", *(f"--{option}={value}" for option, value in IGNORED.items())
+    )
     assert resumed.learning_rate == 1e-5
     resumed.learning_rate = unfinished.learning_rate
     assert resumed == unfinished
 
 
-def test_option_that_an_old_checkpoint_does_not_name_counts_as_its_default(unfinished, open_with):
-    """So a run of an earlier version, without that option, can be resumed, if it is not used."""
+def test_options_missing_in_an_old_checkpoint_have_defaults(unfinished, load_or_create):
+    """A run of an earlier version can be resumed unless a newer option is used."""
     old = state(unfinished)
     del old["config"]["dropout"], old["config"]["image_size"]
     write_state(unfinished, old)
-    assert open_with("--resume").epochs == unfinished.epochs
-    with pytest.raises(common.UsageError, match=r"had another dropout \(0.3, not 0.1\)$"):
-        open_with("--resume", "--dropout", 0.1)
+    assert load_or_create("--resume").epochs == unfinished.epochs
+    with pytest.raises(common.UsageError, match=r": dropout \(0.3, now 0.1\)$"):
+        load_or_create("--resume", "--dropout", 0.1)
 
 
-def test_run_on_other_data_weights_or_precision_is_not_resumed(unfinished, open_with, backbone):
+def test_resume_with_other_data_weights_or_precision_raises(unfinished, load_or_create, backbone):
     network = build_small_resnet(False, None, (64, 64, 3))
     for other, name in (
         (architectures.Backbone("resnet50", network, network, "float32"), "weights_sha256"),
         (
-            architectures.Backbone("resnet50", backbone.network, backbone.network, "bfloat16"),
+            architectures.Backbone("resnet50", backbone.model, backbone.model, "bfloat16"),
             "computed_in",
         ),
     ):
-        with pytest.raises(common.UsageError, match=f"had another {name} "):
-            open_with("--resume", backbone=other)
-    data = load()
+        with pytest.raises(common.UsageError, match=f": {name} "):
+            load_or_create("--resume", backbone=other)
+    data = load_sample()
     data.sha256["train-images-idx3-ubyte"] = 64 * "0"
-    with pytest.raises(common.UsageError, match=r"had another data_sha256$"):
-        open_with("--resume", data=data)
+    with pytest.raises(common.UsageError, match=r": data_sha256$"):
+        load_or_create("--resume", data=data)
 
 
-def test_batches_may_become_smaller_before_the_first_epoch_alone(open_with, model, log):
-    """Their size is what may not fit into a GPU's memory, and until then decides nothing."""
-    checkpoint = open_with()
+def test_batch_size_may_change_only_before_the_first_epoch(load_or_create, model, logger):
+    """The first batch may be too large for the memory of a GPU."""
+    checkpoint = load_or_create()
     checkpoint.head_epochs, checkpoint.wandb_id = 3, "abcd1234"
-    checkpoint.save(model, log)
-    resumed = open_with("--resume", "--fine-tune-batch-size", 16)
-    assert resumed.epochs == log.epochs
+    checkpoint.save(model, logger)
+    resumed = load_or_create("--resume", "--fine-tune-batch-size", 16)
+    assert resumed.epochs == logger.epochs
     assert resumed.config["fine_tune_batch_size"] == 16
-    log.epochs.append(epoch(4, 0.625))
-    resumed.save(model, log)
-    assert open_with("--resume", "--fine-tune-batch-size", 16) == resumed
-    with pytest.raises(common.UsageError, match=r"another fine_tune_batch_size \(16, not 32\)$"):
-        open_with("--resume")
+    logger.epochs.append(make_epoch(4, 0.625))
+    resumed.save(model, logger)
+    assert load_or_create("--resume", "--fine-tune-batch-size", 16) == resumed
+    with pytest.raises(common.UsageError, match=r": fine_tune_batch_size \(16, now 32\)$"):
+        load_or_create("--resume")
 
 
-def test_finished_run_gives_way_to_a_new_one(unfinished, open_with):
-    unfinished.finish()
-    assert open_with().last is None
-    assert "state.json" not in names(unfinished)  # or `--resume` might take it for the new run's
+def test_new_run_replaces_a_finished_one(unfinished, load_or_create):
+    unfinished.mark_finished()
+    assert load_or_create().last_weights is None
+    assert "state.json" not in names(unfinished)  # `--resume` must not continue the old run
 
 
-def test_finished_run_can_be_resumed_only_as_it_was(unfinished, open_with):
-    unfinished.finish()
-    assert open_with("--resume").finished
+def test_finished_run_can_be_resumed_only_unchanged(unfinished, load_or_create):
+    unfinished.mark_finished()
+    assert load_or_create("--resume").finished
     with pytest.raises(
-        common.UsageError, match=r"has finished, with another fine_tune_learning_rate$"
+        common.UsageError, match=r"has finished with another fine_tune_learning_rate$"
     ):
-        open_with("--resume", "--fine-tune-learning-rate", 1e-5)
+        load_or_create("--resume", "--fine-tune-learning-rate", 1e-5)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{}", "it has no best, config, finished, head_epochs, last, learning_rate, rows"),
-        ("[]", "it has no "),
+        ("{}", "it lacks best, config, finished, head_epochs, last, learning_rate, rows"),
+        ("[]", "it lacks "),
         ("{", ""),
         ("7", ""),
         ("\x00", ""),
     ],
 )
-def test_damaged_state_is_an_error(content, reason, unfinished, open_with):
-    (unfinished.folder / "state.json").write_text(content)
-    for words in ("--resume",), ():
+def test_damaged_state_json_raises(content, reason, unfinished, load_or_create):
+    (unfinished.directory / "state.json").write_text(content)
+    for argv in ("--resume",), ():
         with pytest.raises(
-            common.UserError, match=rf"state.json cannot be read: {reason}.*; delete that folder$"
+            common.UserError, match=rf"state.json cannot be read: {reason}.*; delete its directory$"
         ):
-            open_with(*words)
+            load_or_create(*argv)
 
 
-def test_state_that_lacks_or_adds_something_is_an_error(unfinished, open_with):
+def test_state_json_with_other_keys_raises(unfinished, load_or_create):
     intact = state(unfinished)
-    lacks, adds = json.loads(json.dumps(intact)), intact | {"novelty": 1}
-    del lacks["rows"][0]["loss"]
-    for odd, name in (lacks, "loss"), (adds, "novelty"):
-        write_state(unfinished, odd)
+    incomplete, extended = json.loads(json.dumps(intact)), intact | {"novelty": 1}
+    del incomplete["rows"][0]["loss"]
+    for content, name in (incomplete, "loss"), (extended, "novelty"):
+        write_state(unfinished, content)
         with pytest.raises(common.UserError, match=f"state.json cannot be read: .*{name}"):
-            open_with("--resume")
+            load_or_create("--resume")
 
 
-def test_damaged_weights_are_named(unfinished, model):
-    path = unfinished.folder / unfinished.last
+def test_damaged_weights_raise_with_their_path(unfinished, model):
+    path = unfinished.directory / unfinished.last_weights
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(common.UserError, match=rf"^{path} is damaged \(.*\): delete its folder$"):
-        unfinished.load(model, unfinished.last)
+    with pytest.raises(
+        common.UserError, match=rf"^{path} is damaged \(.*\); delete its directory$"
+    ):
+        unfinished.load(model, unfinished.last_weights)
     path.unlink()
     with pytest.raises(common.UserError, match=f"^{path} is damaged"):
-        unfinished.load(model, unfinished.last)
+        unfinished.load(model, unfinished.last_weights)
 
 
-def test_checkpoint_that_cannot_be_written_is_an_error(open_with, model, log):
-    checkpoint = open_with()
-    checkpoint.folder.touch()
-    with pytest.raises(common.UserError, match=r"^no checkpoint could be written: "):
-        checkpoint.save(model, log)
+def test_unwritable_checkpoint_raises(load_or_create, model, logger):
+    checkpoint = load_or_create()
+    checkpoint.directory.touch()
+    with pytest.raises(common.UserError, match=r"^could not write the checkpoint: "):
+        checkpoint.save(model, logger)
 
 
 @pytest.fixture
 def file_limit():
-    """Sets the size that no file of this process may exceed, for one test."""
+    """Set the maximum file size of this process for one test."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_checkpoint_without_room_is_an_error_and_the_last_stays(unfinished, model, log, file_limit):
-    """And not h5py's, which may be the end of the process."""
-    before = contents(unfinished.folder)
+def test_save_on_full_disk_raises_and_keeps_the_last_checkpoint(
+    unfinished, model, logger, file_limit
+):
+    """h5py could crash the process."""
+    before = directory_contents(unfinished.directory)
     file_limit(10_000)
-    with pytest.raises(common.UserError, match=r"^no checkpoint could be written: .*too large$"):
-        unfinished.save(model, log)
-    assert contents(unfinished.folder) == before
+    with pytest.raises(common.UserError, match=r"^could not write the checkpoint: .*too large$"):
+        unfinished.save(model, logger)
+    assert directory_contents(unfinished.directory) == before
 
 
-def test_end_that_cannot_be_noted_is_an_error(unfinished, file_limit):
-    before = contents(unfinished.folder)
+def test_mark_finished_on_full_disk_raises(unfinished, file_limit):
+    before = directory_contents(unfinished.directory)
     file_limit(100)
-    with pytest.raises(common.UserError, match=r"^no checkpoint could be written: .*too large$"):
-        unfinished.finish()
-    assert contents(unfinished.folder) == before
+    with pytest.raises(common.UserError, match=r"^could not write the checkpoint: .*too large$"):
+        unfinished.mark_finished()
+    assert directory_contents(unfinished.directory) == before
 
 
-# ------------------------------------------------------------------------------ whole runs
+# ----------------------------------------------------------------------------- complete runs
 
 FAST = (
     *("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64, "--precision", "float32"),
@@ -344,9 +355,9 @@ FAST = (
 
 
 @pytest.fixture
-def run(run_main, shared_cache, small_resnet, small_files):
-    words = (*FAST, "--cache-dir", shared_cache)
-    return lambda *more: run_main(resnet50_fashion, *words, *more)
+def run(run_main, shared_cache_dir, small_resnet, small_chunks):
+    argv = (*FAST, "--cache-dir", shared_cache_dir)
+    return lambda *more_argv: run_main(resnet50_fashion, *argv, *more_argv)
 
 
 @pytest.mark.parametrize(
@@ -357,31 +368,31 @@ def run(run_main, shared_cache, small_resnet, small_files):
         pytest.param("augmented", "float32", marks=pytest.mark.slow),
     ],
 )
-def test_interrupted_run_resumes_to_the_same_figures(
+def test_interrupted_run_resumes_to_equal_metrics(
     inputs, precision, run, tmp_path, monkeypatch, capsys
 ):
-    """Shuffling, dropout, augmentation, Adam's moments, the loss's scale go on where they were."""
-    words = ("--fine-tune-inputs", inputs, "--precision", precision, "--output-dir")
-    expected = run(*words, "whole")
+    """Shuffling, dropout, augmentation, Adam's moments and the loss scale are restored."""
+    argv = ("--fine-tune-inputs", inputs, "--precision", precision, "--output-dir")
+    expected = run(*argv, "uninterrupted")
 
-    def interrupt(log, epoch, logs=None):
+    def interrupt(logger, epoch, logs=None):
         if epoch == 4:
             raise KeyboardInterrupt
-        begin(log, epoch, logs)
+        begin(logger, epoch, logs)
 
-    begin = EpochLog.on_epoch_begin
+    begin = EpochLogger.on_epoch_begin
     with monkeypatch.context() as patch:
-        patch.setattr(EpochLog, "on_epoch_begin", interrupt)
+        patch.setattr(EpochLogger, "on_epoch_begin", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(*words, "interrupted")
+            run(*argv, "interrupted")
     assert not (tmp_path / "interrupted" / "metrics.json").exists()
     capsys.readouterr()
-    resumed = run(*words, "interrupted", "--resume")
+    resumed = run(*argv, "interrupted", "--resume")
     assert "Resuming after epoch 4." in capsys.readouterr().out
-    assert resumed.without_time() == expected.without_time()
+    assert resumed.deterministic_metrics() == expected.deterministic_metrics()
     assert resumed.metrics["fine_tuning"] == {"head_epochs": 2}
 
-    if inputs == "augmented":  # of a finished run, only its results are made again
-        again = run(*words, "interrupted", "--resume")
-        assert again.without_time() == expected.without_time()
+    if inputs == "augmented":  # resuming a finished run only writes its results again
+        again = run(*argv, "interrupted", "--resume")
+        assert again.deterministic_metrics() == expected.deterministic_metrics()
         assert again.history == resumed.history

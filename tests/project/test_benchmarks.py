@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, environment, parse
+from helpers.scripts import ROOT, SAMPLE, parse_options, process_environment
 from PIL import Image
 
 import cnn_basic
@@ -19,7 +19,7 @@ def run(folder, script, *options):
     done = subprocess.run(
         [*command, "--data-dir", SAMPLE, "--weights", "none"],
         cwd=folder,
-        env=environment(folder),
+        env=process_environment(folder),
         capture_output=True,
         text=True,
         timeout=600,
@@ -83,8 +83,8 @@ def test_accuracy(tmp_path, run_main):
     with Image.open(tmp_path / "frontier.png") as picture:
         assert np.ptp(np.asarray(picture.convert("L"))) == 255
 
-    words = "--data-dir", SAMPLE, "--epochs", 1
-    results = [run_main(cnn_basic, *words, "--seed", seed) for seed in (0, 1)]
+    argv = "--data-dir", SAMPLE, "--epochs", 1
+    results = [run_main(cnn_basic, *argv, "--seed", seed) for seed in (0, 1)]
     one, other = (100 * result.metrics["test"]["accuracy"] for result in results)
     mean, deviation = (one + other) / 2, abs(one - other) / 2**0.5
     assert cells[2] == f"{mean:.2f} ± {deviation:.2f} %"
@@ -108,12 +108,15 @@ def accuracy(monkeypatch):
 def test_rows_of_the_accuracies_are_commands_that_the_scripts_take(accuracy):
     scripts = {"cnn_basic.py": cnn_basic, "resnet50_fashion.py": resnet50_fashion}
     for row, command in accuracy.ROWS.items():
-        script, *words = command.split()
+        script, *argv = command.split()
         if script not in scripts:
             assert (ROOT / script).is_file(), row
             continue
-        given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-        config, plain = parse(scripts[script], *words).config(), scripts[script].Options().config()
+        given = {word[2:].replace("-", "_") for word in argv if word.startswith("--")}
+        config, plain = (
+            parse_options(scripts[script], *argv).config(),
+            scripts[script].Options().config(),
+        )
         changed = {name for name, value in config.items() if value != plain[name]}
         assert changed >= given, row
 

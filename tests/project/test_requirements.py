@@ -4,7 +4,7 @@ import importlib.metadata
 import re
 
 import pytest
-from conftest import ROOT
+from helpers.scripts import ROOT
 
 
 def read(path):

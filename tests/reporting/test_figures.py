@@ -1,46 +1,52 @@
-"""The pictures of a run."""
+"""The figures of a run: the plotted values."""
 
 import io
 
 from fashion.datasets.dataset import CLASS_NAMES
+from fashion.evaluation.embeddings import ErrorAnalysis, Predictions, pca
 from fashion.evaluation.metrics import Evaluation
 from fashion.reporting import figures
+from fashion.tracking.run import OUTPUT_FILES
 
 import numpy as np
 import pytest
+from helpers.epochs import make_epoch
+from helpers.predictions import make_analysis, random_evaluation
+from matplotlib.colors import to_hex
 from PIL import Image
-from test_epochs import epoch
 
 
 @pytest.fixture
 def evaluation(sample):
-    """Of random probabilities for the sample's test images."""
-    rng = np.random.default_rng(0)
-    return Evaluation(rng.dirichlet(np.full(10, 0.3), 400), sample.test.labels, CLASS_NAMES)
+    return random_evaluation(sample)
 
 
-def test_pictures_of_a_run_are_legible(offline_run):
-    for name in figures.NAMES:
-        with Image.open(offline_run.result.folder / name) as picture:
-            assert picture.width == 1200
-            assert len(picture.convert("L").getcolors(256)) > 50  # something is drawn
+def test_figure_files_are_the_png_files_of_a_run():
+    assert set(figures.FIGURE_FILES) == {name for name in OUTPUT_FILES if name.endswith(".png")}
 
 
-def test_curves_are_the_epochs():
-    history = [epoch(1, 0.5), epoch(2, 0.75), epoch(3, 0.625)]
-    accuracy, loss, learning_rate, seconds = figures.draw_curves(history, 2).axes
+def test_saved_figures_are_legible(offline_run):
+    for name in figures.FIGURE_FILES:
+        with Image.open(offline_run.result.directory / name) as image:
+            assert image.width == 1200
+            assert len(image.convert("L").getcolors(256)) > 50  # not blank
+
+
+def test_plot_learning_curves_shows_each_epoch():
+    epochs = [make_epoch(1, 0.5), make_epoch(2, 0.75), make_epoch(3, 0.625)]
+    accuracy, loss, learning_rate, seconds = figures.plot_learning_curves(epochs, 2).axes
     for axes, metric in (accuracy, "accuracy"), (loss, "loss"):
         train, validation, best = axes.lines
-        assert list(train.get_ydata()) == [getattr(row, metric) for row in history]
-        assert list(validation.get_ydata()) == [getattr(row, f"val_{metric}") for row in history]
+        assert list(train.get_ydata()) == [getattr(row, metric) for row in epochs]
+        assert list(validation.get_ydata()) == [getattr(row, f"val_{metric}") for row in epochs]
         assert list(train.get_xdata()) == list(validation.get_xdata()) == [1, 2, 3]
         assert set(best.get_xdata()) == {2}
     assert list(learning_rate.lines[0].get_ydata()) == [1e-3] * 3
     assert list(seconds.lines[0].get_ydata()) == [1.0] * 3
 
 
-def test_confusion_matrix_is_in_percent_of_each_class(evaluation):
-    (axes,) = figures.draw_confusion_matrix(evaluation).axes
+def test_plot_confusion_matrix_is_in_percent_of_each_row(evaluation):
+    (axes,) = figures.plot_confusion_matrix(evaluation).axes
     shown = np.array([text.get_text() for text in axes.texts]).reshape(10, 10)
     matrix = evaluation.confusion_matrix
     expected = 100 * matrix / matrix.sum(axis=1, keepdims=True)
@@ -50,43 +56,61 @@ def test_confusion_matrix_is_in_percent_of_each_class(evaluation):
     np.testing.assert_allclose(axes.images[0].get_array(), expected)
 
 
-def test_mistakes_are_shown_with_their_numbers(evaluation, sample):
-    figure = figures.draw_mistakes(evaluation, sample.test)
-    wrong = evaluation.mistakes(40)
-    assert f"40 most confident of {np.sum(~evaluation.correct)} mistakes" in figure.get_suptitle()
+def test_plot_confusion_matrix_of_many_classes_omits_numbers():
+    names = tuple(map(str, range(40)))
+    figure = figures.plot_confusion_matrix(Evaluation(np.eye(40), np.arange(40), names))
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == list(names)
+    assert not figure.axes[0].texts
+
+
+def test_plot_reliability_shows_calibration_and_coverage(evaluation):
+    perfect = Evaluation(np.eye(10)[evaluation.labels], evaluation.labels, CLASS_NAMES)
+    diagram, histogram, coverage = figures.plot_reliability(perfect, evaluation).axes
+    ideal, validation, test = diagram.lines
+    assert list(ideal.get_xdata()) == list(ideal.get_ydata()) == [0, 1]
+    for line, expected in (validation, perfect), (test, evaluation):
+        assert list(line.get_xdata()) == [bin.confidence for bin in expected.calibration_bins]
+        assert list(line.get_ydata()) == [bin.accuracy for bin in expected.calibration_bins]
+        assert f"{expected.expected_calibration_error:.3f}" in line.get_label()
+    assert sum(bar.get_height() for bar in histogram.patches) == 400
+    for line, expected in zip(coverage.lines, (perfect, evaluation), strict=True):
+        assert list(line.get_ydata()) == [point.accuracy for point in expected.coverage_curve]
+
+
+def test_plot_embedding_map_shows_each_test_image_in_the_color_of_its_class(sample):
+    analysis, predictions = make_analysis(sample, num_errors=30)
+    figure = figures.plot_embedding_map(analysis)
     (axes,) = figure.axes
-    for image, text, i in zip(axes.images, axes.texts, wrong, strict=True):
-        np.testing.assert_array_equal(image.get_array(), sample.test.images[i])
-        true, predicted = CLASS_NAMES[sample.test.labels[i]], CLASS_NAMES[evaluation.predicted[i]]
-        title = text.get_text()
-        assert title.startswith(f"{true} →\n{predicted} {evaluation.confidence[i]:.0%}")
-        assert title.endswith(f"image {sample.test.positions[i]}")
+    correct, _, wrong, _, *classes = axes.collections
+    points = pca(predictions["test"].embeddings, 2).points
+    names = {to_hex(dots.get_facecolor()[0][:3]): dots.get_label() for dots in classes}
+    assert list(names.values()) == list(CLASS_NAMES)  # the colors differ
+    mask = analysis.evaluation.correct
+    for dots, is_plotted in (correct, mask), (wrong, ~mask):
+        np.testing.assert_array_equal(dots.get_offsets(), points[is_plotted])
+        shown = [names[to_hex(color[:3])] for color in dots.get_facecolor()]
+        assert shown == [CLASS_NAMES[label] for label in sample.test.labels[is_plotted]]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts] == ["correct", "wrong", *CLASS_NAMES]
 
 
-def test_mistakes_picture_without_a_mistake(sample):
-    labels = sample.test.labels[:20]
-    figure = figures.draw_mistakes(Evaluation(np.eye(10)[labels], labels, CLASS_NAMES), sample.test)
-    figure.savefig(buffer := io.BytesIO())
-    assert "0 most confident of 0 mistakes" in figure.get_suptitle()
+@pytest.mark.parametrize("num_errors", [0, 1, 5])
+def test_plot_embedding_map_with_few_errors(num_errors, sample):
+    analysis, _ = make_analysis(sample, num_errors)
+    figures.plot_embedding_map(analysis).savefig(buffer := io.BytesIO())
     assert Image.open(buffer).width == 1200
 
 
-def test_reliability_is_the_calibration_and_the_coverage(evaluation):
-    perfect = Evaluation(np.eye(10)[evaluation.labels], evaluation.labels, CLASS_NAMES)
-    diagram, counts, coverage = figures.draw_reliability(perfect, evaluation).axes
-    ideal, validation, test = diagram.lines
-    assert list(ideal.get_xdata()) == list(ideal.get_ydata()) == [0, 1]
-    for line, of in (validation, perfect), (test, evaluation):
-        assert list(line.get_xdata()) == [bin.confidence for bin in of.calibration]
-        assert list(line.get_ydata()) == [bin.accuracy for bin in of.calibration]
-        assert f"{of.expected_calibration_error:.3f}" in line.get_label()
-    assert sum(bar.get_height() for bar in counts.patches) == 400
-    for line, of in zip(coverage.lines, (perfect, evaluation), strict=True):
-        assert list(line.get_ydata()) == [row.accuracy for row in of.coverage]
-
-
-def test_many_classes_are_shown_without_figures():
-    names = tuple(map(str, range(40)))
-    figure = figures.draw_confusion_matrix(Evaluation(np.eye(40), np.arange(40), names))
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == list(names)
-    assert not figure.axes[0].texts
+@pytest.mark.filterwarnings("error")  # a layout that does not fit
+@pytest.mark.parametrize("num_classes", [40, 300])
+def test_plot_embedding_map_of_many_classes_some_without_images(num_classes):
+    labels = np.arange(300) % 30
+    names = tuple(f"a class with a name {i}" for i in range(num_classes))
+    evaluation = Evaluation(np.eye(num_classes)[labels], labels, names)
+    embeddings = np.random.default_rng(0).normal(size=(300, 1)).astype("float16")
+    predictions = Predictions(evaluation.probabilities, embeddings)
+    splits = {"train": predictions, "test": predictions}
+    figure = figures.plot_embedding_map(ErrorAnalysis.from_predictions(splits, evaluation))
+    assert len(figure.legends[0].texts) == (42 if num_classes == 40 else 2)
+    figure.savefig(buffer := io.BytesIO())
+    assert Image.open(buffer).width == 1200

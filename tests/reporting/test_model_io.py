@@ -1,8 +1,8 @@
-"""A model's file: Keras' own, with the names of the classes."""
+"""Model files with class names."""
 
 import zipfile
 
-from fashion.datasets.dataset import CLASS_NAMES, checked_names
+from fashion.datasets.dataset import CLASS_NAMES, validate_class_names
 from fashion.reporting import model_io
 
 import keras
@@ -22,21 +22,21 @@ def model():
 @pytest.mark.parametrize(
     "names", [("Straße", 'a "quoted" one'), tuple(f"{i:0100}" for i in range(500))], ids=len
 )
-def test_names_are_in_the_file_which_keras_alone_still_loads(model, tmp_path, names):
-    assert checked_names(names, "here") == names  # as long as they may be
-    model_io.save(model, path := tmp_path / "model.keras", names)
+def test_saved_class_names_are_loaded_and_keras_loads_the_model(model, tmp_path, names):
+    assert validate_class_names(names, "here") == names  # within the limit
+    model_io.save_model(model, path := tmp_path / "model.keras", names)
     expected = model.predict(IMAGES, verbose=0)
     by_keras = keras.saving.load_model(path, safe_mode=True)
-    loaded, found = model_io.load(path)
-    assert found == names
-    for again in by_keras, loaded:
-        np.testing.assert_array_equal(again.predict(IMAGES, verbose=0), expected)
+    loaded, loaded_names = model_io.load_model(path)
+    assert loaded_names == names
+    for other in by_keras, loaded:
+        np.testing.assert_array_equal(other.predict(IMAGES, verbose=0), expected)
 
 
-def test_the_archive_is_the_one_that_keras_writes(model, tmp_path):
-    """Or Keras would have to unpack it to the disk."""
+def test_save_model_adds_no_file_to_the_archive(model, tmp_path):
+    """Keras would unpack an archive with more files to disk."""
     model.save(tmp_path / "plain.keras")
-    model_io.save(model, tmp_path / "model.keras", ("a", "b"))
+    model_io.save_model(model, tmp_path / "model.keras", ("a", "b"))
     members = []
     for name in "plain", "model":
         with zipfile.ZipFile(tmp_path / f"{name}.keras") as file:
@@ -45,6 +45,6 @@ def test_the_archive_is_the_one_that_keras_writes(model, tmp_path):
     assert members[0] == members[1]
 
 
-def test_a_model_from_before_is_fashion_mnists(model, tmp_path):
+def test_load_model_without_names_uses_fashion_mnist_names(model, tmp_path):
     model.save(tmp_path / "model.keras")
-    assert model_io.load(tmp_path / "model.keras")[1] == CLASS_NAMES
+    assert model_io.load_model(tmp_path / "model.keras")[1] == CLASS_NAMES

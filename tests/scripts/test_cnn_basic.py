@@ -1,4 +1,4 @@
-"""The baseline: its network, its options, and a process of it from start to end."""
+"""The baseline: network, options, training, errors."""
 
 import functools
 import re
@@ -7,7 +7,7 @@ from fashion.tracking.run import OUTPUT_FILES
 
 import numpy as np
 import pytest
-from conftest import SAMPLE, Result, train
+from helpers.scripts import SAMPLE, Result, train_in_process
 
 import cnn_basic
 import common
@@ -21,13 +21,13 @@ def run(run_main):
 
 
 def width(result, split):
-    """Of the 95 % interval, which tells from how many images the accuracy is."""
+    """Return the width of the 95 % interval, which depends on the number of images."""
     low, high = result.metrics[split]["interval95"]
     return high - low
 
 
-# One row for each option: its words, and what only a run that heeds them can show, also if it is
-# given the words of the other rows, too. In epochs of 10 steps, whatever their number.
+# Arguments of each option, and a check that only a run with them passes, alone or with the
+# arguments of all rows. Epochs have 10 steps.
 OPTIONS = {
     "train_size": (("--train-size", 320), lambda r: steps_per_epoch(r) == 10),
     "validation_size": (("--validation-size", 20), lambda r: width(r, "validation") > 0.2),
@@ -54,40 +54,40 @@ def steps_per_epoch(result):
 
 @pytest.fixture(scope="module")
 def by_default(tmp_path_factory):
-    """The result of `FAST` alone."""
-    return train(cnn_basic, *FAST, "--output-dir", tmp_path_factory.mktemp("default"))
+    """The result of `FAST`."""
+    return train_in_process(cnn_basic, *FAST, "--output-dir", tmp_path_factory.mktemp("default"))
 
 
 @pytest.fixture(scope="module")
 def by_all_options(tmp_path_factory):
-    """The result of the words of all rows of `OPTIONS`."""
-    words = [word for words, _ in OPTIONS.values() for word in words]
-    return train(cnn_basic, *FAST, *words, "--output-dir", tmp_path_factory.mktemp("all"))
+    """The result with the arguments of all rows of `OPTIONS`."""
+    argv = [arg for option_argv, _ in OPTIONS.values() for arg in option_argv]
+    return train_in_process(cnn_basic, *FAST, *argv, "--output-dir", tmp_path_factory.mktemp("all"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_option_reaches_what_it_names(option, by_all_options, by_default):
-    _, shows = OPTIONS[option]
-    assert shows(by_all_options)
-    assert not shows(by_default), "the default would have passed as well"
+def test_option_takes_effect(option, by_all_options, by_default):
+    _, check = OPTIONS[option]
+    assert check(by_all_options)
+    assert not check(by_default), "the check passes without the option"
 
 
-def test_data_dir_and_batch_size_reach_what_they_name(run, by_default):
-    words, shows = BATCH_SIZE
-    result = run(*words)
-    assert shows(result) and not shows(by_default)
+def test_data_dir_and_batch_size_take_effect(run, by_default):
+    argv, check = BATCH_SIZE
+    result = run(*argv)
+    assert check(result) and not check(by_default)
     assert result.metrics["data"]["source"].startswith(str(SAMPLE))
 
 
-def test_every_option_has_a_test():
+def test_every_option_is_tested():
     here = OPTIONS.keys() | {"data_dir", "batch_size"}
     elsewhere = {"model", "seed", "output_dir", "require_accuracy", "wandb", "project", "predict"}
-    elsewhere |= {"cache_dir"}  # of one's own pictures
+    elsewhere |= {"cache_dir"}  # of image folders
     assert cnn_basic.Options().config().keys() == here | elsewhere
 
 
-def test_network_is_flatten_dense_dense():
-    model = cnn_basic.build_model(7, classes=10)
+def test_build_model_equals_numpy():
+    model = cnn_basic.build_model(7, num_classes=10)
     rng = np.random.default_rng(0)
     weights = [rng.normal(size=w.shape) for w in model.weights]
     model.set_weights(weights)
@@ -99,13 +99,13 @@ def test_network_is_flatten_dense_dense():
     np.testing.assert_allclose(model.predict(images, verbose=0), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_seed_decides_the_figures_to_the_last_digit(run, by_default):
-    assert run("--seed", 0).without_time() == by_default.without_time()
-    assert run("--seed", 1).without_time() != by_default.without_time()
+def test_metrics_depend_on_the_seed_only(run, by_default):
+    assert run("--seed", 0).deterministic_metrics() == by_default.deterministic_metrics()
+    assert run("--seed", 1).deterministic_metrics() != by_default.deterministic_metrics()
 
 
-def test_saved_model_is_the_best_epoch_and_takes_raw_images(run, sample):
-    # So high a rate makes the last epoch a bad one.
+def test_saved_model_has_best_weights_and_takes_raw_images(run, sample):
+    # A high learning rate makes the last epoch worse than the best.
     result = run("--epochs", 8, "--learning-rate", 0.05)
     by_epoch = [row["val_accuracy"] for row in result.history]
     assert result.metrics["best_epoch"] == 1 + np.argmax(by_epoch)
@@ -116,27 +116,28 @@ def test_saved_model_is_the_best_epoch_and_takes_raw_images(run, sample):
     assert result.metrics["validation"]["accuracy"] == pytest.approx(max(by_epoch))
 
 
-def test_diverging_training_is_an_error_that_writes_nothing(run, tmp_path):
-    with pytest.raises(common.UserError, match=r"loss in epoch 1 is .*--learning-rate"):
+def test_nan_loss_raises_and_writes_nothing(run, tmp_path):
+    with pytest.raises(common.UserError, match=r"loss is .* in epoch 1; .*--learning-rate"):
         run("--learning-rate", 1e30)
     assert not list((tmp_path / "outputs" / "cnn_basic").iterdir())
 
 
-def test_disabled_wandb_leaves_no_folder_and_output_goes_where_it_is_told(command_line, tmp_path):
-    words = (*FAST, "--wandb", "disabled", "--output_dir=here", "--require-accuracy")
-    done = command_line(cnn_basic, *words, 0.99)
-    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["here"]  # and no wandb
-    # The promise was broken: said so at the end, with nothing lost.
+def test_output_dir_require_accuracy_and_disabled_wandb(command_line, tmp_path):
+    argv = (*FAST, "--wandb", "disabled", "--output_dir=here", "--require-accuracy")
+    done = command_line(cnn_basic, *argv, 0.99)
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["here"]  # no wandb directory
+    # All files are written although the accuracy is too low.
     assert done.code == 1
     assert re.fullmatch(
         r"cnn_basic.py: error: validation accuracy 0\.\d+ is below the required 0.99\n", done.err
     )
     assert Result(tmp_path / "here").metrics["validation"]["accuracy"] < 0.99
-    again = command_line(cnn_basic, *words, 0.1)
+    again = command_line(cnn_basic, *argv, 0.1)
     assert again.code == 0
-    assert f"replaces {', '.join(OUTPUT_FILES)} in here" in again.out
+    assert f"will be overwritten: {', '.join(OUTPUT_FILES)}\n" in again.out
 
 
-def test_whole_run_reaches_what_is_promised(whole_folder, run_main):
-    result = run_main(cnn_basic, "--data-dir", whole_folder)
+@pytest.mark.slow
+def test_run_on_the_complete_data_set_reaches_published_accuracy(fashion_mnist_dir, run_main):
+    result = run_main(cnn_basic, "--data-dir", fashion_mnist_dir)
     assert result.metrics["test"]["accuracy"] >= 0.865

@@ -1,6 +1,6 @@
-"""Models that Keras 3.10 saved load and answer as before under the version that runs.
+"""Models saved by Keras 3.10 are loaded by the installed version with equal predictions.
 
-Under Keras 3.10, `PYTHONPATH=. python tests/test_keras_versions.py` makes those files anew.
+With Keras 3.10, `PYTHONPATH=.:tests python tests/scripts/test_keras_versions.py` creates the files.
 """
 
 import subprocess
@@ -13,13 +13,14 @@ from fashion.backbones import architectures
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, environment, load, run_script, train
+from helpers.data import load_sample
+from helpers.scripts import ROOT, SAMPLE, process_environment, run_script, train_in_process
 from PIL import Image
 
 import cnn_basic
 import resnet50_fashion
 
-FOLDER = SAMPLE / "models"
+MODELS_DIR = SAMPLE / "models"
 SMALL = ("--weights", "none", "--image-size", 64)
 MIRRORED = (*SMALL, "--precision", "bfloat16", "--mirror")
 MODELS = {
@@ -32,11 +33,11 @@ MODELS = {
 
 def images() -> np.ndarray:
     """Two test images of each class."""
-    return load(test_size=20).test.images
+    return load_sample(test_size=20).test.images
 
 
 def build_tiny_resnet(include_top: bool, weights: None, input_shape: tuple) -> keras.Model:
-    """As few layers as there are stages, by the names of a ResNet50's; arguments are Keras'."""
+    """Build a network of one layer per stage with ResNet50's names; arguments are Keras'."""
     x = inputs = keras.Input(input_shape)
     for stage in range(2, 6):
         name = f"conv{stage}_block1"
@@ -47,58 +48,67 @@ def build_tiny_resnet(include_top: bool, weights: None, input_shape: tuple) -> k
 
 
 def make() -> None:
-    """Trains and saves the models, and keeps what they say of `images`."""
-    FOLDER.mkdir(exist_ok=True)
-    answers = {}
+    """Train and save the models, and their predictions for `images`."""
+    MODELS_DIR.mkdir(exist_ok=True)
+    predictions = {}
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         tiny = architectures.ARCHITECTURES["resnet50"]._replace(build=build_tiny_resnet)
         patch.setitem(architectures.ARCHITECTURES, "resnet50", tiny)
-        for name, (script, *words) in MODELS.items():
-            words += ["--output-dir", Path(folder) / name, "--cache-dir", folder, "--epochs", 5]
-            result = train(script, "--data-dir", SAMPLE, *words)
-            answers[name] = result.model.predict(images(), verbose=0)
-            (FOLDER / f"{name}.keras").write_bytes((result.folder / "model.keras").read_bytes())
-    np.savez(FOLDER / "answers.npz", **answers)
+        for name, (script, *argv) in MODELS.items():
+            argv += ["--output-dir", Path(folder) / name, "--cache-dir", folder, "--epochs", 5]
+            result = train_in_process(script, "--data-dir", SAMPLE, *argv)
+            predictions[name] = result.model.predict(images(), verbose=0)
+            (MODELS_DIR / f"{name}.keras").write_bytes(
+                (result.directory / "model.keras").read_bytes()
+            )
+    np.savez(MODELS_DIR / "answers.npz", **predictions)
 
 
 LOADING = """
 import sys
-import fashion  # holds back what TensorFlow writes when it is imported
+import fashion  # suppresses TensorFlow's lines on stderr
 import keras
 import numpy as np
 model = keras.saving.load_model(sys.argv[1])
-np.save("answers.npy", model.predict(np.load("images.npy"), verbose=0))
+np.save("predictions.npy", model.predict(np.load("images.npy"), verbose=0))
 """
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_model_of_keras_3_10_answers_as_there_without_a_word(name, tmp_path):
+QUICK, VERSIONS = ("mirrored",), (pytest.mark.slow, pytest.mark.versions)
+ALL = [pytest.param(n, marks=() if n in QUICK else VERSIONS) for n in MODELS]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_keras_3_10_model_predicts_identically_without_warnings(name, tmp_path):
     np.save(tmp_path / "images.npy", images())
     done = subprocess.run(
-        [sys.executable, "-c", LOADING, FOLDER / f"{name}.keras"],
+        [sys.executable, "-c", LOADING, MODELS_DIR / f"{name}.keras"],
         cwd=tmp_path,
-        env=environment(tmp_path, PYTHONPATH=str(ROOT)),
+        env=process_environment(tmp_path, PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    ours, theirs = np.load(tmp_path / "answers.npy"), np.load(FOLDER / "answers.npz")[name]
-    assert np.ptp(theirs, axis=0).max() > 0.1  # they depend on the images
-    # In 16 bits, sums in another order differ in the last of few digits.
+    predictions = np.load(tmp_path / "predictions.npy")
+    expected = np.load(MODELS_DIR / "answers.npz")[name]
+    assert np.ptp(expected, axis=0).max() > 0.1  # predictions depend on the images
+    # In 16 bits, the order of a sum shows in its few digits.
     bound = 0.02 if "bfloat16" in MODELS[name] else 1e-4
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
+    np.testing.assert_allclose(predictions, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("name", ["basic", "mirrored"])
-def test_predict_takes_a_model_of_keras_3_10_without_a_word(name, tmp_path):
+def test_predict_with_keras_3_10_model_prints_no_warnings(name, tmp_path):
     script = MODELS[name][0].__name__
-    (tmp_path / "model.keras").write_bytes((FOLDER / f"{name}.keras").read_bytes())
-    Image.fromarray(images()[0]).save(tmp_path / "picture.png")
-    words = ("--predict", tmp_path / "picture.png", "--output-dir", tmp_path)
-    done = run_script(tmp_path, f"{script}.py", *words)
+    (tmp_path / "model.keras").write_bytes((MODELS_DIR / f"{name}.keras").read_bytes())
+    Image.fromarray(images()[0]).save(tmp_path / "image.png")
+    argv = ("--predict", tmp_path / "image.png", "--output-dir", tmp_path)
+    done = run_script(tmp_path, f"{script}.py", *argv)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(str(tmp_path / "picture.png"))
+    assert done.stdout.startswith(str(tmp_path / "image.png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Online runs, to a stand-in for W&B's server on loopback: what arrives, and what faults cost."""
+"""Online runs with a local W&B server: the data that it receives, and its faults."""
 
 import base64
 import contextlib
@@ -12,25 +12,33 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SAMPLE, Result, environment, run_script
-from test_faults import Script, no_process_is_left, server  # noqa: F401 (fixtures)
-from wandb_server import Server
+from helpers.forkserver import ForkedScript, kill_remaining_processes
+from helpers.scripts import ROOT, SAMPLE, Result, process_environment, run_script
+from helpers.wandb_server import Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fork_server")]
 
 KEY = {"WANDB_API_KEY": 40 * "a"}
-WORDS = ("--data-dir", SAMPLE, "--train-size", 125, "--validation-size", 125, "--epochs", 3)
+FAST = ("--data-dir", SAMPLE, "--train-size", 125, "--validation-size", 125, "--epochs", 3)
 SCRIPTS = {"cnn_basic": (), "resnet50_fashion": ("--weights", "none", "--image-size", 64)}
 TIMES = re.compile("seconds|memory/|images_per_second|_timestamp|_runtime|_wandb")
-HELD_UP = r"^W&B: http://\S+ does not take it all, so this run is kept offline, too\.$"
-STAYS = r"^W&B: not online, so this run stays offline \(.+\)$"
+SAVES_COPY = r"^W&B: http://\S+ is not accepting uploads; saving an offline copy of this run\.$"
+IS_OFFLINE = r"^W&B: (no response from \S+|could not connect), so this run is offline( \(.+\))?\.$"
 
 
-def sync(folder: Path, to: Server) -> None:
-    """Uploads an offline run."""
-    (run,) = folder.glob("wandb/offline-run-*")
+@pytest.fixture(autouse=True)
+def no_remaining_processes():
+    yield
+    kill_remaining_processes()
+
+
+def sync(directory: Path, server: Server) -> None:
+    """Upload an offline run."""
+    (run,) = directory.glob("wandb/offline-run-*")
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", str(run)],
-        cwd=folder,
-        env=environment(folder, WANDB_BASE_URL=to.url, **KEY),
+        cwd=directory,
+        env=process_environment(directory, WANDB_BASE_URL=server.url, **KEY),
         capture_output=True,
         text=True,
         timeout=120,
@@ -38,40 +46,40 @@ def sync(folder: Path, to: Server) -> None:
     assert done.returncode == 0, done.stderr
 
 
-# -------------------------------------------------------------------------------- what arrives
+# ------------------------------------------------------------------------------- received data
 
 
 @pytest.fixture(
     scope="module",
-    params=["cnn_basic", pytest.param("resnet50_fashion", marks=pytest.mark.slow)],
+    params=["cnn_basic", "resnet50_fashion"],
 )
 def runs(request, tmp_path_factory):
-    """The same command online, and offline with `wandb sync` afterwards: servers and results."""
+    """Servers and results of a run online, and of one offline with `wandb sync` afterwards."""
     script = request.param
     with contextlib.ExitStack() as stack:
-        found = {}
+        runs = {}
         for mode in "online", "offline":
-            folder = tmp_path_factory.mktemp(mode)
-            to = stack.enter_context(Server())
-            changes = {"WANDB_BASE_URL": to.url, **KEY} if mode == "online" else {}
+            directory = tmp_path_factory.mktemp(mode)
+            server = stack.enter_context(Server())
+            changes = {"WANDB_BASE_URL": server.url, **KEY} if mode == "online" else {}
             done = run_script(
-                folder,
+                directory,
                 f"{script}.py",
-                *(*WORDS, *SCRIPTS[script], "--cache-dir", "cache"),
+                *(*FAST, *SCRIPTS[script], "--cache-dir", "cache"),
                 **changes,
             )
             assert done.returncode == 0, done.stderr
             assert "Traceback" not in done.stdout + done.stderr
             if mode == "offline":
-                assert to.requests == []
-                sync(folder, to)
-            assert bool(list(folder.glob("wandb/offline-run-*"))) == (mode == "offline")
-            found[mode] = to, Result(folder / "outputs" / script)
-        yield found
+                assert server.requests == []
+                sync(directory, server)
+            assert bool(list(directory.glob("wandb/offline-run-*"))) == (mode == "offline")
+            runs[mode] = server, Result(directory / "outputs" / script)
+        yield runs
 
 
 def check_run(run, result: Result, features: bool) -> None:
-    """Whether what arrived of a run is what its output folder has."""
+    """Check that the received run equals the files in the output directory."""
     metrics = result.metrics
     for name in "data", "weights", "versions":
         assert run.config[name] == metrics[name]
@@ -91,7 +99,7 @@ def check_run(run, result: Result, features: bool) -> None:
     assert run.settings["tags"] == ["fashion-mnist"]
     for key, name in ("curves", "curves.png"), ("page", "report.html"):
         content = run.files[run.summary[f"report/{key}"]["path"]]
-        assert content == (result.folder / name).read_bytes()
+        assert content == (result.directory / name).read_bytes()
     table = json.loads(run.files[run.summary["test/per_class"]["path"]])
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["support"] for row in rows] == [
@@ -99,156 +107,173 @@ def check_run(run, result: Result, features: bool) -> None:
     ]
 
 
-def check_artifacts(to: Server, result: Result) -> None:
-    """Whether all artifacts arrived, and are what their manifests say."""
-    assert all(artifact.committed for artifact in to.artifacts.values())
-    kinds = [artifact.type for artifact in to.artifacts.values()]
+def check_artifacts(server: Server, result: Result) -> None:
+    """Check that all artifacts are received and match their manifests."""
+    assert all(artifact.committed for artifact in server.artifacts.values())
+    kinds = [artifact.type for artifact in server.artifacts.values()]
     assert sorted(kinds) == ["code", "dataset", "model", *10 * ["run_table"]]
-    for artifact in to.artifacts.values():
+    for artifact in server.artifacts.values():
         entries = artifact.manifest["contents"]
-        assert entries.keys() >= artifact.files.keys()  # the same picture is uploaded once
+        assert entries.keys() >= artifact.files.keys()  # equal images are uploaded once
         for name, content in artifact.files.items():
             digest = base64.b64encode(hashlib.md5(content).digest()).decode()
             assert (entries[name]["digest"], entries[name]["size"]) == (digest, len(content))
-    model = to.artifact("model")
+    model = server.artifact("model")
     assert model.name == result.metrics["model"]
-    assert model.files == {"model.keras": (result.folder / "model.keras").read_bytes()}
+    assert model.files == {"model.keras": (result.directory / "model.keras").read_bytes()}
     for name in "config", "data", "weights", "train", "validation":
         assert model.metadata[name] == result.metrics[name]
-    for name, content in to.artifact("code").files.items():
+    for name, content in server.artifact("code").files.items():
         assert content == (ROOT / name).read_bytes()
-    sums = dict(reversed(line.split()) for line in (SAMPLE / "SHA256SUMS").read_text().splitlines())
-    (listed,) = to.artifact("dataset").files.values()
-    assert dict(reversed(line.split()) for line in listed.decode().splitlines()) == sums
+    checksums = dict(
+        reversed(line.split()) for line in (SAMPLE / "SHA256SUMS").read_text().splitlines()
+    )
+    (listed,) = server.artifact("dataset").files.values()
+    assert dict(reversed(line.split()) for line in listed.decode().splitlines()) == checksums
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_all_of_a_run_arrives(runs, mode):
-    to, result = runs[mode]
-    check_run(to.run, result, features=result.metrics["model"] == "resnet50_fashion")
-    check_artifacts(to, result)
+def test_server_receives_the_complete_run(runs, mode):
+    server, result = runs[mode]
+    check_run(server.run, result, features=result.metrics["model"] == "resnet50_fashion")
+    check_artifacts(server, result)
 
 
-def test_sync_of_an_offline_run_reaches_the_same(runs):
-    def comparable(to):
+@pytest.mark.versions
+def test_synced_offline_run_equals_online_run(runs):
+    def comparable(server):
         def plain(row):
-            # Of media, the name is of the content, which has times in it on a page, and random ids.
+            # Names of media depend on their content, which includes times and random ids.
             return {
                 key: sorted(value) if isinstance(value, dict) else value
                 for key, value in row.items()
                 if not TIMES.search(key)
             }
 
-        config = {key: value for key, value in to.run.config.items() if key != "_wandb"}
-        digests = {a.name: a.digest for a in to.artifacts.values() if a.type in ("code", "dataset")}
-        return config, plain(to.run.summary), [plain(row) for row in to.run.history], digests
+        config = {key: value for key, value in server.run.config.items() if key != "_wandb"}
+        digests = {
+            a.name: a.digest for a in server.artifacts.values() if a.type in ("code", "dataset")
+        }
+        return (
+            config,
+            plain(server.run.summary),
+            [plain(row) for row in server.run.history],
+            digests,
+        )
 
     (online, first), (offline, second) = runs["online"], runs["offline"]
-    assert first.without_time() == second.without_time()
+    assert first.deterministic_metrics() == second.deterministic_metrics()
     assert online.run.config["wandb"] == offline.run.config["wandb"] == "auto"
     for one, other in zip(comparable(online), comparable(offline), strict=True):
         assert one == other
 
 
-# ------------------------------------------------------------------------------- what faults cost
+# ------------------------------------------------------------------------------ server faults
 
 
-class Faulty:
-    """A script's process, and the server that it meets."""
+class ServedScript:
+    """A script's process and its W&B server, which may fail."""
 
-    def __init__(self, folder: Path, fault=None, since="", only=False, script="cnn_basic"):
+    def __init__(self, directory: Path, fault=None, since="", only=False, script="cnn_basic"):
         self.server = Server(fault, since, only).__enter__()
-        self.folder, self.seconds = folder, 0.0
-        words = (*WORDS, *SCRIPTS[script], "--output-dir", "output", "--cache-dir", "cache")
+        self.directory, self.seconds = directory, 0.0
+        argv = (*FAST, *SCRIPTS[script], "--output-dir", "output", "--cache-dir", "cache")
         self.start = time.monotonic()
-        self.script = Script(script, folder, *words, WANDB_BASE_URL=self.server.url, **KEY)
+        self.script = ForkedScript(script, directory, *argv, WANDB_BASE_URL=self.server.url, **KEY)
 
-    def note_end(self) -> bool:
-        """Whether it has ended."""
+    def record_end(self) -> bool:
+        """Record the end of the process; return whether it has ended."""
         if not self.seconds and not self.script.process.is_alive():
             self.seconds = time.monotonic() - self.start
             self.server.die()
         return bool(self.seconds)
 
-    def check(self, healthy: "Faulty", said: str, cost: float, upload: bool = True) -> None:
-        """It has all results, and they can be uploaded later (which takes seconds to see)."""
+    def check(
+        self, healthy: "ServedScript", message: str, cost: float, is_synced: bool = True
+    ) -> None:
+        """Check message, delay in seconds and results, and optionally a later upload."""
         script = self.script
         assert script.wait() == 0, script.err
         assert self.server.failing.is_set()
         assert self.seconds - healthy.seconds < cost
         assert "Traceback" not in script.out + script.err
-        assert len(re.findall(said, script.out, re.MULTILINE)) == 1
+        assert len(re.findall(message, script.out, re.MULTILINE)) == 1
         assert script.out.count("W&B: ") == 1 and script.out.count("wandb sync ") == 1
-        result = Result(self.folder / "output")
-        assert result.without_time() == Result(healthy.folder / "output").without_time()
-        if not upload:
+        result = Result(self.directory / "output")
+        assert (
+            result.deterministic_metrics()
+            == Result(healthy.directory / "output").deterministic_metrics()
+        )
+        if not is_synced:
             return
         with Server() as later:
-            sync(self.folder, later)
-            features = "resnet50" in result.metrics["model"] and said == STAYS
+            sync(self.directory, later)
+            features = "resnet50" in result.metrics["model"] and message == IS_OFFLINE
             check_run(later.run, result, features)
             check_artifacts(later, result)
 
 
-def run_all(faulty: list[Faulty]) -> None:
-    """Waits for all of them, which run at the same time."""
-    while [each for each in faulty if not each.note_end()]:
-        assert time.monotonic() - faulty[0].start < 300, "one hangs"
+def run_all(scripts: list[ServedScript]) -> None:
+    """Wait for all processes, which run at the same time."""
+    while [script for script in scripts if not script.record_end()]:
+        assert time.monotonic() - scripts[0].start < 300, "a process hangs"
         time.sleep(0.05)
 
 
-def test_server_that_dies_in_the_middle(tmp_path):
-    healthy = Faulty(tmp_path / "healthy")
-    faulty = Faulty(tmp_path / "faulty", "dies", "CommitArtifact")
+@pytest.mark.versions
+def test_server_dies_during_a_run(tmp_path):
+    healthy = ServedScript(tmp_path / "healthy")
+    faulty = ServedScript(tmp_path / "faulty", "dies", "CommitArtifact")
     run_all([healthy, faulty])
     assert healthy.script.wait() == 0, healthy.script.err
     assert "W&B" not in healthy.script.out
-    faulty.check(healthy, HELD_UP, cost=30)
+    faulty.check(healthy, SAVES_COPY, cost=30)
 
 
 FAULTS = ["dies", "hangs", 500, 401, 3.0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("since", ["", "CommitArtifact"], ids=["at the start", "later"])
-def test_no_fault_costs_more_than_30_s(since, tmp_path):
-    healthy = Faulty(tmp_path / "healthy")
-    faulty = {fault: Faulty(tmp_path / str(fault), fault, since) for fault in FAULTS}
+def test_faults_delay_a_run_by_at_most_30_s(since, tmp_path):
+    healthy = ServedScript(tmp_path / "healthy")
+    faulty = {fault: ServedScript(tmp_path / str(fault), fault, since) for fault in FAULTS}
     run_all([healthy, *faulty.values()])
     print({fault: round(each.seconds, 1) for fault, each in {None: healthy, **faulty}.items()})
     for fault, each in faulty.items():
-        each.check(healthy, HELD_UP if since else STAYS, cost=30, upload=fault in ("dies", 401))
+        each.check(
+            healthy, SAVES_COPY if since else IS_OFFLINE, cost=30, is_synced=fault in ("dies", 401)
+        )
 
 
-def test_server_that_refuses_the_model_alone(tmp_path):
-    """Of which W&B itself says nothing."""
-    healthy = Faulty(tmp_path / "healthy")
-    faulty = Faulty(tmp_path / "faulty", 403, since="model.keras", only=True)
+@pytest.mark.versions
+def test_server_refuses_only_the_model(tmp_path):
+    """W&B itself reports no error."""
+    healthy = ServedScript(tmp_path / "healthy")
+    faulty = ServedScript(tmp_path / "faulty", 403, since="model.keras", only=True)
     run_all([healthy, faulty])
-    faulty.check(healthy, HELD_UP, cost=30)
+    faulty.check(healthy, SAVES_COPY, cost=30)
 
 
-@pytest.mark.slow
-def test_server_that_dies_at_the_end_of_the_other_script(tmp_path):
+def test_server_dies_at_the_end_of_the_other_script(tmp_path):
     script = "resnet50_fashion"
-    healthy = Faulty(tmp_path / "healthy", script=script)
-    faulty = Faulty(tmp_path / "faulty", "dies", "wandb-history", script=script)
+    healthy = ServedScript(tmp_path / "healthy", script=script)
+    faulty = ServedScript(tmp_path / "faulty", "dies", "wandb-history", script=script)
     run_all([healthy, faulty])
-    faulty.check(healthy, HELD_UP, cost=30)
+    faulty.check(healthy, SAVES_COPY, cost=30)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_closing_that_is_held_up_can_be_ended(number, tmp_path):
-    faulty = Faulty(tmp_path / "run", "hangs", "CommitArtifact")
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_blocked_upload(signal_number, tmp_path):
+    faulty = ServedScript(tmp_path / "run", "hangs", "CommitArtifact")
     faulty.script.wait_until(faulty.server.failing.is_set)
     faulty.script.wait_until((tmp_path / "run" / "output").exists)
     faulty.script.wait_until(lambda: "Epoch 3/3" in faulty.script.out)
     faulty.script.wait_until(lambda: list(tmp_path.glob("run/output/.incomplete-*/report.html")))
     time.sleep(1)
     start = time.monotonic()
-    code = {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert faulty.script.send(number) == code
+    code = {signal.SIGINT: 130, signal.SIGTERM: 143}[signal_number]
+    assert faulty.script.send(signal_number) == code
     assert time.monotonic() - start < 25
     assert "Traceback" not in faulty.script.out + faulty.script.err
     Result(tmp_path / "run" / "output")

@@ -1,4 +1,4 @@
-"""What other systems lack or do otherwise, as far as this one can be made to be like them."""
+"""Differences of other systems, simulated as far as possible."""
 
 import subprocess
 import sys
@@ -6,25 +6,25 @@ import sys
 from fashion import environment
 
 import pytest
-from conftest import ROOT, SAMPLE, Result, load
-from conftest import environment as process_environment
+from helpers.data import load_sample
+from helpers.scripts import ROOT, SAMPLE, Result, process_environment
 
 import cnn_basic
 
 
 @pytest.fixture
 def home(tmp_path):
-    """A user's folder whose name is not as plain as those of tests."""
-    folder = tmp_path / "Zoë Größe & Co (2)"
-    folder.mkdir()
-    return folder
+    """A home directory with special characters in its name."""
+    directory = tmp_path / "Zoë Größe & Co (2)"
+    directory.mkdir()
+    return directory
 
 
-def run_elsewhere(home, script, *words):
-    """Runs a script by a console of Windows' code page, without sh, git or apt-get."""
+def run_with_code_page(home, script, *argv):
+    """Run a script on a console with a Windows code page, without sh, git or apt-get."""
     (home / "no programs").mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, ROOT / f"{script}.py", "--data-dir", SAMPLE, *map(str, words)],
+        [sys.executable, ROOT / f"{script}.py", "--data-dir", SAMPLE, *map(str, argv)],
         cwd=home,
         env=process_environment(
             home,
@@ -38,43 +38,45 @@ def run_elsewhere(home, script, *words):
     )
 
 
-def test_baseline_runs_where_names_are_odd_and_programs_missing(home):
-    done = run_elsewhere(home, "cnn_basic", "--epochs", 1)
+@pytest.mark.slow
+@pytest.mark.versions
+def test_baseline_runs_with_special_characters_and_without_programs(home):
+    done = run_with_code_page(home, "cnn_basic", "--epochs", 1)
     assert (done.returncode, done.stderr) == (0, "")
     result = Result(home / "outputs" / "cnn_basic")
     assert result.metrics["versions"]["commit"] is None
-    images = load().test.images
+    images = load_sample().test.images
     assert result.model.predict(images, verbose=0).shape == (400, 10)
     assert list(home.glob("wandb/offline-run-*/*.wandb"))
 
 
 @pytest.mark.slow
-def test_fine_tuning_runs_there_too_and_so_does_the_models_use(home):
-    """Cache, weights files and checkpoints lie in folders of such names."""
-    words = ("--weights", "none", "--image-size", 64, "--epochs", 1, "--wandb", "disabled")
-    words = (*words, "--train-size", 60, "--validation-size", 20, "--test-size", 20)
-    words = (*words, "--fine-tune-blocks", 1, "--fine-tune-epochs", 1)
-    done = run_elsewhere(home, "resnet50_fashion", *words)
+def test_fine_tuning_and_predict_run_with_special_characters(home):
+    """Cache, weights files and checkpoints are in directories with such names."""
+    argv = ("--weights", "none", "--image-size", 64, "--epochs", 1, "--wandb", "disabled")
+    argv = (*argv, "--train-size", 60, "--validation-size", 20, "--test-size", 20)
+    argv = (*argv, "--fine-tune-blocks", 1, "--fine-tune-epochs", 1)
+    done = run_with_code_page(home, "resnet50_fashion", *argv)
     assert (done.returncode, done.stderr) == (0, "")
     output = home / "outputs" / "resnet50_fashion"
     assert len(Result(output).history) == 2
     assert list(home.glob("cache/fashion-mnist-features/*/activations-*/*/*.npz"))
-    picture = output / "mistakes.png"
-    done = run_elsewhere(home, "resnet50_fashion", "--predict", picture)
+    image = output / "mistakes.png"
+    done = run_with_code_page(home, "resnet50_fashion", "--predict", image)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(str(picture))
+    assert done.stdout.startswith(str(image))
 
 
-def test_message_names_what_a_console_cannot_show(home):
-    """A code page has no arrow: its number is written in place of it."""
-    done = run_elsewhere(home, "cnn_basic", "--data-dir", home / "→")
+def test_message_escapes_characters_the_console_lacks(home):
+    """The code page has no arrow."""
+    done = run_with_code_page(home, "cnn_basic", "--data-dir", home / "→")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("cnn_basic.py: error: --data-dir: ")
     assert "Zoë Größe & Co (2)" in line and r"\u2192" in line
 
 
-def test_run_without_proc_leaves_all_its_files(run_main, monkeypatch, tmp_path):
+def test_run_without_proc_writes_all_files(run_main, monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "PROC", tmp_path / "proc")
     metrics = run_main(cnn_basic, "--data-dir", SAMPLE, "--epochs", 1).metrics
     assert "peak_gb" not in metrics["memory"]

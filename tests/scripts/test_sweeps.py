@@ -1,4 +1,4 @@
-"""Each sweep is tried with wandb's own sampler, and one trial is run as an agent would run it."""
+"""Sweeps: valid for W&B's sampler, and trials run as by an agent."""
 
 import importlib
 import subprocess
@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, SAMPLE, environment, parse, read_wandb_run
+from helpers.scripts import ROOT, SAMPLE, parse_options, process_environment
+from helpers.wandb_runs import read_wandb_run
 
 import cnn_basic
 import resnet50_fashion
 
-# In a test, a trial is cut short by options beside those of the sweep.
+# Additional options that shorten a trial.
 SMALL = ("--train-size", "20", "--validation-size", "20", "--test-size", "20")
 SWEEPS = {
     "cnn_basic": (cnn_basic, ()),
@@ -21,26 +22,26 @@ SWEEPS = {
 
 @pytest.fixture
 def sweeps():
-    # Not "sweeps": without the package, that is the folder of this name.
+    # Not "sweeps", which without the package is the project's directory of this name.
     reason = "needs wandb's sampler: pip install --no-deps sweeps, and what it imports"
     pytest.importorskip("sweeps.config", reason=reason)
     return importlib.import_module("sweeps")
 
 
-def read(name):
+def load_sweep(name):
     return yaml.safe_load((ROOT / "sweeps" / f"{name}.yaml").read_text())
 
 
-def sample(config, sweeps):
-    """A trial's parameters, as wandb's server would choose them."""
+def sample_trial(config, sweeps):
+    """Sample a trial's parameters as W&B's server does."""
     return {name: entry["value"] for name, entry in sweeps.next_run(config, []).config.items()}
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_sweep_is_valid_and_its_numbers_are_numbers(name, sweeps):
+def test_sweep_is_valid_and_has_numeric_bounds(name, sweeps):
     from sweeps.config import schema_violations_from_proposed_config
 
-    config = read(name)
+    config = load_sweep(name)
     assert schema_violations_from_proposed_config(config) == []
     assert schema_violations_from_proposed_config(config | {"method": "guess"})
     for entry in config["parameters"].values():
@@ -50,35 +51,35 @@ def test_sweep_is_valid_and_its_numbers_are_numbers(name, sweeps):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_parameters_are_options_that_take_what_the_sweep_gives(name, sweeps):
+def test_sweep_parameters_are_valid_options(name, sweeps):
     script, _ = SWEEPS[name]
-    config = read(name)
+    config = load_sweep(name)
     assert config["program"] == f"{script.__name__}.py"
     for _ in range(10):
-        trial = sample(config, sweeps)
+        trial = sample_trial(config, sweeps)
         assert trial.keys() == config["parameters"].keys()
-        words = [f"--{parameter}={value}" for parameter, value in trial.items()]
-        options = parse(script, *words).config()
+        argv = [f"--{parameter}={value}" for parameter, value in trial.items()]
+        options = parse_options(script, *argv).config()
         for parameter, value in trial.items():
             parsed = options[parameter]
             assert parsed == (value if isinstance(value, int | float) else type(parsed)(value))
 
 
-@pytest.mark.parametrize(
-    "name", ["cnn_basic", pytest.param("resnet50_head", marks=pytest.mark.slow)]
-)
-def test_a_trial_logs_what_the_sweep_maximises(name, sweeps, tmp_path):
-    shortened = SWEEPS[name][1]
-    config = read(name)
+@pytest.mark.slow
+@pytest.mark.versions
+@pytest.mark.parametrize("name", SWEEPS)
+def test_trial_logs_the_metric_of_the_sweep(name, sweeps, tmp_path):
+    short_argv = SWEEPS[name][1]
+    config = load_sweep(name)
     config["parameters"]["epochs"] = {"value": 4}
-    trial = sample(config, sweeps)
-    # As an agent does: the parameters as written, the sweep's id in the environment.
+    trial = sample_trial(config, sweeps)
+    # As an agent does: parameters in their spelling, the sweep's id in the environment.
     command = [sys.executable, ROOT / config["program"]]
     arguments = [f"--{parameter}={value}" for parameter, value in trial.items()]
     done = subprocess.run(
-        [*command, *arguments, "--data-dir", SAMPLE, *shortened],
+        [*command, *arguments, "--data-dir", SAMPLE, *short_argv],
         cwd=tmp_path,
-        env=environment(tmp_path, WANDB_SWEEP_ID="abcd1234", XDG_CACHE_HOME=str(tmp_path)),
+        env=process_environment(tmp_path, WANDB_SWEEP_ID="abcd1234", XDG_CACHE_HOME=str(tmp_path)),
         capture_output=True,
         text=True,
     )
@@ -91,14 +92,14 @@ def test_a_trial_logs_what_the_sweep_maximises(name, sweeps, tmp_path):
     by_epoch = [row["epoch/val_accuracy"] for row in rows if "epoch/val_accuracy" in row]
     assert logged == [max(by_epoch[: i + 1]) for i in range(len(by_epoch))]
     assert run.summary["summary"][metric] == max(by_epoch)
-    # No model in a sweep's trials: hundreds of them would be uploaded.
+    # Trials log no model, since a sweep would upload hundreds.
     kinds = [r["artifact"]["type"] for r in run.records if r["type"] == "artifact"]
     assert "dataset" in kinds
     assert "model" not in kinds
     keys = {key for row in rows for key in row}
     assert "test/mistakes.path" in keys and "test/embeddings.path" not in keys
 
-    # wandb's own search takes the value up, and its early termination stops a worse trial.
+    # W&B's search uses the metric, and its early termination stops a worse trial.
     def as_run(name, state, values):
         return sweeps.SweepRun(
             name=name,

@@ -1,4 +1,4 @@
-"""docs/use-the-model.md: its snippets run as they stand there, on both scripts' models."""
+"""The snippets of docs/use-the-model.md, run on models of both scripts."""
 
 import importlib.util
 import re
@@ -9,7 +9,8 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SAMPLE, environment, make_resnet_small, train
+from helpers.networks import use_small_resnet
+from helpers.scripts import ROOT, SAMPLE, process_environment, train_in_process
 
 import cnn_basic
 import resnet50_fashion
@@ -23,7 +24,7 @@ SNIPPETS = {
     )
 }
 FORMATS = ("LiteRT", "OpenVINO", "ONNX")
-BOUNDS = {"float32": 0.002, "float16": 0.02, "bfloat16": 0.1}  # as the document has them
+BOUNDS = {"float32": 0.002, "float16": 0.02, "bfloat16": 0.1}  # as documented
 SMALL = ("--weights", "none", "--image-size", 64)
 RUNS = {
     "basic": (cnn_basic,),
@@ -37,18 +38,18 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, shared_cache):
-    """Runs on the sample, each made when it is asked for; the ResNet50 is a small one."""
-    folder, found = tmp_path_factory.mktemp("results"), {}
+def results(tmp_path_factory, shared_cache_dir):
+    """Return the run with a name of `RUNS`, on the sample and with a small ResNet50."""
+    directory, runs = tmp_path_factory.mktemp("results"), {}
 
     def result(name):
-        if name not in found:
-            script, *words = RUNS[name]
-            words += ["--data-dir", SAMPLE, "--cache-dir", shared_cache]
+        if name not in runs:
+            script, *argv = RUNS[name]
+            argv += ["--data-dir", SAMPLE, "--cache-dir", shared_cache_dir]
             with pytest.MonkeyPatch.context() as patch:
-                make_resnet_small(patch)
-                found[name] = train(script, *words, "--output-dir", folder / name)
-        return found[name]
+                use_small_resnet(patch)
+                runs[name] = train_in_process(script, *argv, "--output-dir", directory / name)
+        return runs[name]
 
     return result
 
@@ -57,84 +58,85 @@ RUN = """
 import runpy
 import numpy as np
 names = runpy.run_path("snippet.py")
-np.savez("answers.npz", images=names["images"], probabilities=names["probabilities"])
+np.savez("predictions.npz", images=names["images"], probabilities=names["probabilities"])
 """
 
 
-def run_snippet(name, result, folder):
-    """The images and an exported model's probabilities, by the document's snippet, as a process."""
+def run_snippet(name, result, directory):
+    """Run a snippet in a process; return its images and the exported model's probabilities."""
     pip, code = SNIPPETS[name]
     if tuple(map(int, keras.version().split(".")[:2])) < (3, 15):
         pytest.skip("needs Keras 3.15")
     for package in pip.split()[2:]:
         if not importlib.util.find_spec(package.replace("-", "_")):
             pytest.skip(f"needs its runtime, by {pip}")
-    (folder / "datasets").mkdir()
-    (folder / "datasets" / "fashion-mnist").symlink_to(SAMPLE)  # for Keras' `load_data`
+    (directory / "datasets").mkdir()
+    (directory / "datasets" / "fashion-mnist").symlink_to(SAMPLE)  # used by Keras' `load_data`
     path = "outputs/resnet50_fashion"
-    (folder / "snippet.py").write_text(code.replace(path, str(result.folder)))
+    (directory / "snippet.py").write_text(code.replace(path, str(result.directory)))
     done = subprocess.run(
         [sys.executable, "-c", RUN],
-        cwd=folder,
-        env=environment(folder, KERAS_HOME=str(folder)),
+        cwd=directory,
+        env=process_environment(directory, KERAS_HOME=str(directory)),
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    with np.load(folder / "answers.npz") as file:
+    with np.load(directory / "predictions.npz") as file:
         return file["images"], file["probabilities"]
 
 
-def in_float32(path, folder):
-    """The same model, whose file says that all of its layers compute in float32."""
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(folder / "float32.keras", "w") as new:
+def load_in_float32(path, directory):
+    """Load a model with all layers changed to float32."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(directory / "float32.keras", "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name == "config.json":
                 content = re.sub(rb"mixed_b?float16", b"float32", content)
             new.writestr(name, content)
-    return keras.saving.load_model(folder / "float32.keras")
+    return keras.saving.load_model(directory / "float32.keras")
 
 
-def check(name, result, folder):
+def check(name, result, directory):
     precision = result.metrics.get("weights", {}).get("precision", "float32")
-    images, exported = run_snippet(name, result, folder)
+    images, exported = run_snippet(name, result, directory)
     assert images.shape == (100, 28, 28) and exported.dtype == "float32"
-    answers = result.model.predict(images, verbose=0)
-    exact = in_float32(result.folder / "model.keras", folder).predict(images, verbose=0)
-    assert np.ptp(exact, axis=0).max() > 0.5  # they depend on the images
+    expected = result.model.predict(images, verbose=0)
+    exact = load_in_float32(result.directory / "model.keras", directory).predict(images, verbose=0)
+    assert np.ptp(exact, axis=0).max() > 0.5  # probabilities depend on the images
     assert np.abs(exported - exact).max() < BOUNDS["float32"]
-    assert np.abs(exported - answers).max() < BOUNDS[precision]
-    assert np.sum(exported.argmax(axis=1) == answers.argmax(axis=1)) >= 99
+    assert np.abs(exported - expected).max() < BOUNDS[precision]
+    assert np.sum(exported.argmax(axis=1) == expected.argmax(axis=1)) >= 99
 
 
 def test_each_format_has_a_snippet():
     assert tuple(SNIPPETS) == FORMATS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("run", ["basic", "mirrored"])
-def test_exported_model_answers_as_in_keras(run, name, results, tmp_path):
+def test_exported_model_predicts_as_in_keras(run, name, results, tmp_path):
     check(name, results(run), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("run", ["frozen", "fine_tuned"])
-def test_so_does_one_of_another_precision(run, name, results, tmp_path):
+def test_exported_model_of_other_precision_predicts_as_in_keras(run, name, results, tmp_path):
     check(name, results(run), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_so_does_a_real_resnet50(name, subset_run, tmp_path):
+def test_exported_real_resnet50_predicts_as_in_keras(name, subset_run, tmp_path):
     check(name, subset_run, tmp_path)
 
 
 @pytest.mark.parametrize("run", ["basic", "mirrored"])
-def test_model_called_without_a_word_on_training_leaves_nothing_out(run, results, sample):
-    """Keras' Resizing would have the dropout after it work."""
+def test_calling_the_model_applies_no_dropout(run, results, sample):
+    """Keras' Resizing would put dropout in training mode."""
     model, images = results(run).model, sample.test.images[:100]
     np.testing.assert_array_equal(model(images), model(images))
     np.testing.assert_array_equal(model(images), model(images, training=False))

@@ -1,4 +1,4 @@
-"""Weights & Biases: what is in an offline run's files, and when a run is offline."""
+"""The W&B session: contents of an offline run's files, modes, hints, credentials."""
 
 import json
 import os
@@ -9,31 +9,31 @@ import sys
 from pathlib import Path
 
 from fashion.errors import UserError
-from fashion.reporting import figures
+from fashion.reporting import dashboard, figures
 from fashion.tracking import wandb_session
 
 import keras
 import pytest
 import wandb
-from conftest import ROOT, SAMPLE_SIZES, environment
+from helpers.scripts import ROOT, SAMPLE_SIZES, process_environment
 
-# --------------------------------------------------------------------------- what it is told
+# ------------------------------------------------------------------------- offline runs' files
 
 
-def test_wandb_has_the_options_and_what_the_run_stands_on(offline_run, metrics):
+def test_wandb_config_contains_options_data_weights_and_versions(offline_run, metrics):
     assert offline_run.wandb.started["project"] == "mine"
     config = offline_run.wandb.summary["config"]
     for name in "data", "weights", "versions":
         assert config[name] == metrics[name]
     for name, value in metrics["config"].items():
-        # Of the option --weights and the record of that name, the latter counts, and has both.
+        # The metadata on weights replace the option, which they contain.
         assert value == (config[name]["source"] if name == "weights" else config[name])
     assert metrics["versions"]["keras"] == keras.__version__
     if metrics["model"] == "cnn_basic":
         assert {name: metrics["data"][name] for name in SAMPLE_SIZES} == SAMPLE_SIZES
 
 
-def test_wandb_has_the_epochs(offline_run):
+def test_wandb_history_contains_the_epochs(offline_run):
     logged = [row for row in offline_run.wandb.rows if "epoch/epoch" in row]
     history = offline_run.result.history
     for row, logged_row in zip(history, logged, strict=True):
@@ -44,7 +44,7 @@ def test_wandb_has_the_epochs(offline_run):
     assert summary["epoch/val_accuracy"]["max"] == pytest.approx(best)
 
 
-def test_wandb_has_the_summary(wandb_records, metrics):
+def test_wandb_summary_contains_the_metrics(wandb_records, metrics):
     run, _, _ = wandb_records
     summary = run["summary"]
     for part in "train", "validation", "test":
@@ -58,34 +58,39 @@ def test_wandb_has_the_summary(wandb_records, metrics):
     assert 0.3 < metrics["memory"]["peak_gb"] < 3
 
 
-def test_wandb_has_the_pictures_and_the_page(wandb_records, run_folder, offline_run):
+def test_wandb_contains_figures_and_report(wandb_records, wandb_run_dir, offline_run):
     _, history, _ = wandb_records
-    output = offline_run.result.folder
-    for name in figures.NAMES:
-        logged = run_folder / "files" / history[f"report/{name.removesuffix('.png')}.path"]
+    output = offline_run.result.directory
+    for name in figures.FIGURE_FILES:
+        logged = wandb_run_dir / "files" / history[f"report/{name.removesuffix('.png')}.path"]
         assert logged.read_bytes() == (output / name).read_bytes()
-    page = run_folder / "files" / history["report/page.path"]
+    page = wandb_run_dir / "files" / history["report/page.path"]
     assert page.read_text().strip() == (output / "report.html").read_text().strip()
 
 
-def test_wandb_has_code_data_and_model(wandb_records, offline_run, metrics):
+def test_wandb_contains_code_data_and_model(wandb_records, offline_run, metrics):
     run, _, artifacts = wandb_records
     script = metrics["model"]
     (code,) = artifacts["code"]
     files = {e["path"]: e["local_path"] for e in code["manifest"]["contents"]}
-    rooms = {f"fashion/{path.name}" for path in (ROOT / "fashion").glob("*.py")}
-    assert files.keys() == {f"{script}.py", "common.py", "requirements.txt"} | rooms
+    package = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "fashion").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {"fashion/datasets/dataset.py", "fashion/reporting/report.html.jinja"} <= package
+    assert files.keys() == {f"{script}.py", "common.py", "requirements.txt"} | package
     for name, path in files.items():
-        assert Path(path).read_text() == (ROOT / name).read_text()
+        assert Path(path).read_bytes() == (ROOT / name).read_bytes()
     (data,) = artifacts["dataset"]
-    (sums,) = data["manifest"]["contents"]
-    assert int(sums["size"]) < 1000  # and not the images
-    lines = Path(sums["local_path"]).read_text().splitlines()
+    (checksums,) = data["manifest"]["contents"]
+    assert int(checksums["size"]) < 1000  # without the images
+    lines = Path(checksums["local_path"]).read_text().splitlines()
     assert dict(reversed(line.split()) for line in lines) == metrics["data"]["sha256"]
     assert json.loads(data["metadata"]) == metrics["data"]
     (model,) = artifacts["model"]
     (entry,) = model["manifest"]["contents"]
-    saved = (offline_run.result.folder / "model.keras").read_bytes()
+    saved = (offline_run.result.directory / "model.keras").read_bytes()
     assert Path(entry["local_path"]).read_bytes() == saved
     metadata = json.loads(model["metadata"])
     for name in "data", "weights", "train", "validation", "config":
@@ -97,7 +102,7 @@ def test_wandb_has_code_data_and_model(wandb_records, offline_run, metrics):
     assert run["config"]["versions"]["commit"].removesuffix("-dirty") == commit
 
 
-def test_both_scripts_log_under_the_same_names(offline_runs):
+def test_both_scripts_log_the_same_keys(offline_runs):
     logged, started = {}, {}
     for script, run in offline_runs.items():
         logged[script] = {
@@ -117,26 +122,26 @@ def test_both_scripts_log_under_the_same_names(offline_runs):
     assert logged["cnn_basic"] <= logged["resnet50_fashion"]
 
 
-def test_what_waits_for_its_upload_is_beside_the_run(wandb_records, offline_run):
+def test_files_to_upload_are_stored_next_to_the_run(wandb_records, offline_run):
     _, _, artifacts = wandb_records
     for artifact in [a for kind in artifacts.values() for a in kind]:
         for entry in artifact["manifest"]["contents"]:
-            assert Path(entry["local_path"]).is_relative_to(offline_run.folder / "wandb")
+            assert Path(entry["local_path"]).is_relative_to(offline_run.directory / "wandb")
             assert Path(entry["local_path"]).exists()
 
 
-def test_without_a_key_auto_is_offline_without_a_word(offline_run, run_folder):
+def test_auto_mode_without_api_key_is_offline_without_message(offline_run, wandb_run_dir):
     assert offline_run.result.metrics["config"]["wandb"] == "auto"
-    assert "no key" not in offline_run.out
-    assert list(run_folder.glob("*.wandb"))
+    assert "no API key" not in offline_run.out
+    assert list(wandb_run_dir.glob("*.wandb"))
 
 
-# ------------------------------------------------------------------- whether it is online
+# -------------------------------------------------------------------------------------- modes
 
 
 @pytest.fixture
 def no_credentials(tmp_path, monkeypatch):
-    """An environment without a key, whose home is a folder of the test's own."""
+    """An environment without an API key, with an empty home directory."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in "NETRC", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE":
         monkeypatch.delenv(name, raising=False)
@@ -145,28 +150,28 @@ def no_credentials(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def start(no_credentials):
-    """Opens a W&B run in this process, with its files in a folder of the test's own."""
+def init_run(no_credentials):
+    """Start a W&B run in this process, with its files in a directory of the test."""
     opened = []
 
-    def open_one(wanted, **settings):
-        opened.append(wandb_session.start(wanted, dir=str(no_credentials), **settings))
+    def init(mode, **settings):
+        opened.append(wandb_session.init_run(mode, dir=str(no_credentials), **settings))
         return opened[-1]
 
-    yield open_one
+    yield init
     for run in opened:
         run.finish()
 
 
-def test_run_without_a_key_is_offline_and_says_so_if_online_was_wanted(start, capsys, tmp_path):
-    run = start("online", project="mine", config={"epochs": 3})
+def test_online_mode_without_api_key_is_offline_with_message(init_run, capsys, tmp_path):
+    run = init_run("online", project="mine", config={"epochs": 3})
     assert run.offline and not run.disabled
     assert (run.project, dict(run.config)) == ("mine", {"epochs": 3})
     assert capsys.readouterr().out == (
-        "W&B: no key, so this run stays offline; `wandb login` configures one.\n"
+        "W&B: no API key, so this run is offline; `wandb login` configures one.\n"
     )
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    lines = wandb_session.ways_to_look(run)  # of an old W&B, only one
+    lines = wandb_session.offline_run_hints(run)  # older W&B versions have no viewer
     assert lines[0].startswith("W&B, offline. ") and "wandb sync " in lines[-1]
 
 
@@ -182,82 +187,81 @@ def test_run_without_a_key_is_offline_and_says_so_if_online_was_wanted(start, ca
         ("1.0.0", "wandb leet"),
     ],
 )
-def test_viewer_is_what_that_version_has(version, expected, start, monkeypatch):
-    assert wandb_session.viewer(version) == expected
+def test_offline_run_hints_depend_on_wandb_version(version, expected, init_run, monkeypatch):
+    assert wandb_session.offline_viewer_command(version) == expected
     monkeypatch.setattr(wandb, "__version__", version)
-    lines = wandb_session.ways_to_look(start("offline"))
+    lines = wandb_session.offline_run_hints(init_run("offline"))
     assert len(lines) == (2 if expected else 1)
     assert ("leet" in lines[0]) == bool(expected) and "wandb sync " in lines[-1]
     assert {line.index(" wandb ") for line in lines} == {lines[0].index(" wandb ")}
 
 
-def test_hinted_commands_are_commands(start, tmp_path):
-    """Of the W&B that is installed; its command line says what it has."""
-    for line in wandb_session.ways_to_look(start("offline")):
-        words = shlex.split(line.split(" wandb ")[1])[:-1]
-        command = [sys.executable, "-m", "wandb", *words, "--help"]
+def test_hinted_commands_exist_in_the_installed_wandb(init_run, tmp_path):
+    for line in wandb_session.offline_run_hints(init_run("offline")):
+        argv = shlex.split(line.split(" wandb ")[1])[:-1]
+        command = [sys.executable, "-m", "wandb", *argv, "--help"]
         done = subprocess.run(
-            command, env=environment(tmp_path), capture_output=True, text=True, timeout=60
+            command, env=process_environment(tmp_path), capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
         assert "Usage: " in done.stdout
 
 
-def test_folder_in_a_hint_can_be_pasted(no_credentials, monkeypatch):
-    folder = no_credentials / "Zoë's runs"
-    folder.mkdir()
-    run = wandb_session.start("offline", dir=str(folder))
+def test_offline_run_hints_quote_the_path(no_credentials, monkeypatch):
+    directory = no_credentials / "Zoë's runs"
+    directory.mkdir()
+    run = wandb_session.init_run("offline", dir=str(directory))
     run.finish()
     monkeypatch.chdir(no_credentials)
     relative = os.path.relpath(Path(run.dir).parent)
-    for line in wandb_session.ways_to_look(run):
+    for line in wandb_session.offline_run_hints(run):
         assert shlex.split(line.split(" wandb ")[1])[-1] == relative
 
 
-def test_disabled_run_takes_everything_and_leaves_nothing(start, sample, tmp_path):
-    run = start("disabled")
+def test_disabled_run_writes_no_files(init_run, sample, tmp_path):
+    run = init_run("disabled")
     assert run.disabled
-    wandb_session.log_inputs("cnn_basic", sample, run)
-    assert wandb_session.ways_to_look(run) == []
+    wandb_session.log_code_and_data("cnn_basic", sample, run)
+    assert wandb_session.offline_run_hints(run) == []
     run.finish()
     assert not list(tmp_path.iterdir())
 
 
-def test_credentials_are_found_where_wandb_has_them(no_credentials, monkeypatch):
+def test_has_credentials_finds_keys_where_wandb_does(no_credentials, monkeypatch):
     url = "https://api.wandb.ai"
-    assert not wandb_session._has_wandb_key(url)
+    assert not wandb_session._has_credentials(url)
     entry = f"machine api.wandb.ai login user password {40 * 'a'}\n"
     for path, other in (".netrc", "_netrc"), ("_netrc", ".netrc"), ("elsewhere", ".netrc"):
         monkeypatch.setenv("NETRC", str(no_credentials / "elsewhere"))
         (no_credentials / path).write_text(entry)
         (no_credentials / other).write_text(entry.replace("api.wandb.ai", "example.com"))
-        assert wandb_session._has_wandb_key(url)
+        assert wandb_session._has_credentials(url)
         (no_credentials / path).write_text("no such file format")
-        assert not wandb_session._has_wandb_key(url)
+        assert not wandb_session._has_credentials(url)
         (no_credentials / path).unlink()
     for name in "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE":
         monkeypatch.setenv(name, "given")
-        assert wandb_session._has_wandb_key(url)
+        assert wandb_session._has_credentials(url)
         monkeypatch.delenv(name)
 
 
-def test_folder_that_cannot_be_written_to_is_an_error(start, sample, tmp_path, monkeypatch):
-    run = start("offline")
+def test_log_code_and_data_to_unwritable_directory_raises(init_run, sample, tmp_path, monkeypatch):
+    run = init_run("offline")
     (tmp_path / "nowhere").touch()
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "nowhere" / "data"))
     with pytest.raises(UserError, match=r"^W&B: "):
-        wandb_session.log_inputs("cnn_basic", sample, run)
+        wandb_session.log_code_and_data("cnn_basic", sample, run)
 
 
-def test_trial_of_a_sweep_logs_no_model(open_run, tmp_path, monkeypatch):
-    """Hundreds of them would be uploaded. (A whole trial is in test_sweeps.py.)"""
+def test_sweep_trial_logs_no_model(open_run, tmp_path, monkeypatch):
+    """A sweep would upload hundreds of models. (test_sweeps.py runs a complete trial.)"""
     logged = []
     (tmp_path / "model.keras").write_bytes(b"a model")
     run = open_run.wandb_run
     monkeypatch.setattr(run, "log_artifact", logged.append)
-    wandb_session.log_model(run, tmp_path / "model.keras", "cnn_basic", {"a": 1})
+    dashboard.log_model(run, tmp_path / "model.keras", "cnn_basic", {"a": 1})
     (artifact,) = logged
     assert (artifact.type, artifact.name, artifact.metadata) == ("model", "cnn_basic", {"a": 1})
     monkeypatch.setattr(type(run), "sweep_id", "abcd1234")
-    wandb_session.log_model(run, tmp_path / "model.keras", "cnn_basic", {"a": 1})
+    dashboard.log_model(run, tmp_path / "model.keras", "cnn_basic", {"a": 1})
     assert logged == [artifact]

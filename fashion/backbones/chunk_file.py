@@ -1,0 +1,99 @@
+"""One file of the feature cache: the features of a chunk of images, in NumPy's .npz format."""
+
+import contextlib
+import errno
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fashion.environment import staging_dir
+from fashion.errors import UserError
+
+import filelock
+import numpy as np
+
+LOCK_FILE = ".lock"
+MAX_LOCK_SECONDS = 30  # merging a file takes milliseconds
+NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of the file system
+
+_use_locks = True  # until locking fails in this process
+
+
+def stored_features(path: Path) -> set[str]:
+    """Return the names of the features in a file; an empty set if there is no complete file."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {name.removesuffix(".npy") for name in file.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return set()
+
+
+def read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read features of a file, each float16 (N, …).
+
+    Raises:
+        Exception: If the file is missing or damaged; zip files raise many types.
+    """
+    with np.load(path) as file:
+        return {name: file[name] for name in names}
+
+
+def merge(path: Path, features: dict[str, np.ndarray]) -> None:
+    """Add features to a file, which is created if needed; intact features that it contains stay.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    num_images = len(next(iter(features.values())))
+    try:
+        with staging_dir(path.parent) as temporary_dir, _locked(path.parent):
+            features = features | _read_intact(path, num_images)
+            # Equal to `np.savez`, which reports a full disk once more at the end of the process.
+            with zipfile.ZipFile(tmp_path := temporary_dir / path.name, "w") as archive:
+                for name, values in sorted(features.items()):
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, values, allow_pickle=False)
+            tmp_path.replace(path)
+    except OSError as error:
+        raise UserError(f"--cache-dir: {error}") from None
+
+
+def _read_intact(path: Path, num_images: int) -> dict[str, np.ndarray]:
+    """Read the features of a file that are not damaged; {} if there is no file."""
+    features = {}
+    for name in stored_features(path):
+        with contextlib.suppress(Exception):  # damaged zip files raise many types
+            (values,) = read(path, [name]).values()
+            if len(values) == num_images:
+                features[name] = values
+    return features
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other processes from merging into files of a directory at the same time.
+
+    Without the lock, two processes could both read a file, each add its features, and the second
+    write would discard the features of the first. The operating system releases the lock of a
+    killed process. If locking fails, print one warning and continue without locks.
+    """
+    global _use_locks
+    lock = filelock.FileLock(directory / LOCK_FILE, timeout=MAX_LOCK_SECONDS)
+    try:
+        if _use_locks:
+            lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        is_unsupported = isinstance(error, NotImplementedError | filelock.Timeout)
+        if not is_unsupported and getattr(error, "errno", None) not in NO_LOCKS_ERRORS:
+            raise
+        _use_locks = False
+        print(
+            f"Warning: could not lock {directory} ({error}). If several runs fill the cache at the "
+            "same time, some features may be computed again later.",
+            file=sys.stderr,
+        )
+    try:
+        yield
+    finally:
+        lock.release()

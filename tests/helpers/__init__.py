@@ -1,0 +1,1 @@
+"""Helpers of the tests: running scripts, data, networks, W&B runs."""

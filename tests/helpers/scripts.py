@@ -1,0 +1,127 @@
+"""Running a script, in this process or in its own, and reading what it wrote."""
+
+import csv
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from fashion.cli import command_line
+from fashion.options import Options
+from fashion.reporting import plot_style
+from fashion.tracking.run import OUTPUT_FILES
+
+import keras
+import pytest
+
+from helpers.wandb_runs import WandbRun, read_wandb_run
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "tests" / "data"
+SAMPLE_SIZES = {"train": 1760, "validation": 160, "test": 400}
+
+
+def process_environment(home: Path, **changes: str) -> dict[str, str]:
+    """Return an environment without the user's account, API key and caches."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    return inherited | {"NETRC": str(home / "netrc"), "HOME": str(home)} | changes
+
+
+def run_script(
+    directory: Path, script: str, *argv: object, **changes: str
+) -> subprocess.CompletedProcess:
+    """Run a script in a fresh interpreter, with `directory` as working and home directory."""
+    return subprocess.run(
+        [sys.executable, ROOT / script, *map(str, argv)],
+        cwd=directory,
+        env=process_environment(directory, **changes),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+
+
+def parse_options(script: ModuleType, *argv: object) -> Options:
+    """Parse a script's command line."""
+    return command_line.parse_options(script.Options, script.__doc__, list(map(str, argv)))
+
+
+def directory_contents(directory: Path) -> dict[Path, bytes]:
+    """Return the contents of all files below a directory, by relative path."""
+    return {
+        path.relative_to(directory): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def cached_files(directory: Path) -> dict[Path, bytes]:
+    """Return the complete files of a feature cache, without locks and temporary files."""
+    return {
+        path: content
+        for path, content in directory_contents(directory).items()
+        if not any(part.startswith(".") for part in path.parts)
+    }
+
+
+class Result:
+    """The files in a run's output directory."""
+
+    def __init__(self, directory: Path):
+        names = {path.name for path in directory.iterdir()} - {"checkpoint"}  # of fine-tuning
+        assert names == set(OUTPUT_FILES)
+        self.directory = directory
+        self.metrics = json.loads((directory / "metrics.json").read_text())
+        with open(directory / "history.csv") as file:
+            self.history = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+    @functools.cached_property
+    def model(self) -> keras.Model:
+        return keras.saving.load_model(self.directory / "model.keras", safe_mode=True)
+
+    def deterministic_metrics(self) -> tuple[dict, list[dict]]:
+        """Return everything that depends on the seed only."""
+        history = [{k: v for k, v in row.items() if k != "seconds"} for row in self.history]
+        names = "train", "validation", "test", "best_epoch"
+        return {name: self.metrics[name] for name in names}, history
+
+
+def train_in_process(script: ModuleType, *argv: object) -> Result:
+    """Call a script's `main` in this process, which has imported TensorFlow already."""
+    options = parse_options(script, "--wandb", "disabled", *argv)
+    with pytest.MonkeyPatch.context() as patch:
+        skip_figure_layout(patch)
+        script.main(options)
+    return Result(options.results.output_dir)
+
+
+def skip_figure_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn off the layout of figures, which takes half of the time of a short run."""
+    monkeypatch.setitem(plot_style.STYLE, "figure.constrained_layout.use", False)
+
+
+class CommandResult(NamedTuple):
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class CompletedRun:
+    """A finished process of a script, with an offline W&B run."""
+
+    directory: Path  # working directory
+    out: str
+    err: str
+    result: Result
+
+    @functools.cached_property
+    def wandb(self) -> WandbRun:
+        return read_wandb_run(self.directory)
