@@ -14,6 +14,7 @@ from fashion.cli import command_line as script_command_line
 from fashion.datasets import fashion_mnist
 from fashion.tracking.run import Run
 
+import filelock
 import pytest
 from helpers import forkserver
 from helpers.data import load_sample
@@ -37,32 +38,6 @@ import resnet50_fashion
 os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 for name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[name]  # the user's settings must not reach a test
-
-
-# Fixtures that are expensive to create: all tests that use one of them run in the same worker.
-SHARED_FIXTURES = (
-    "offline_runs",
-    "subset_run",
-    "reference_run",
-    "finished",
-    "by_default",
-    "default_run",
-    "trained",
-    "completed",
-    "results",
-    "runs",
-)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests that share a fixture for pytest-xdist's `--dist loadgroup`."""
-    for item in items:
-        for name in SHARED_FIXTURES:
-            if name in getattr(item, "fixturenames", ()):
-                group = name if name in ("offline_runs", "subset_run") else f"{item.path}-{name}"
-                item.add_marker(pytest.mark.xdist_group(group))
-                break
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -189,27 +164,47 @@ def open_run(tmp_path, sample) -> Iterator[Run]:
         yield run
 
 
-@pytest.fixture(scope="session")
-def offline_runs(tmp_path_factory, fork_server) -> dict[str, CompletedRun]:
-    """Both scripts, run as by a user without a W&B account, resnet50_fashion (small) first."""
-    directory = tmp_path_factory.mktemp("runs")
+OFFLINE_SCRIPTS = {
+    "resnet50_fashion": (
+        *("--train-size", 125, "--validation-size", 125, "--weights", "none", "--image-size", 64),
+    ),
+    "cnn_basic": (),
+}
+
+
+def run_offline(directory: Path) -> None:
+    """Run both scripts like a user without a W&B account, resnet50_fashion (small) first."""
     argv = ("--data-dir", SAMPLE, "--epochs", 3, "--project", "mine")
-    subset = ("--train-size", 125, "--validation-size", 125, "--weights", "none")
-    scripts = {"resnet50_fashion": (*subset, "--image-size", 64), "cnn_basic": ()}
-    runs = {}
-    for script, script_argv in scripts.items():
+    for script, script_argv in OFFLINE_SCRIPTS.items():
         output_dir = directory / "outputs" / script
         process = ForkedScript(
-            script,
-            directory / script,
-            *argv,
-            *script_argv,
+            *(script, directory / script, *argv, *script_argv),
             *("--output-dir", output_dir, "--cache-dir", directory / "cache"),
         )
         assert process.wait() == 0, process.err
-        result = Result(output_dir)
-        runs[script] = CompletedRun(directory / script, process.out, process.err, result)
-    return runs
+
+
+@pytest.fixture(scope="session")
+def offline_runs(tmp_path_factory, fork_server) -> dict[str, CompletedRun]:
+    """Finished processes of both scripts; the workers of pytest-xdist share them."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    directory, is_complete = root / "offline-runs", root / "offline-runs-complete"
+    with filelock.FileLock(root / "offline-runs.lock"):
+        if not is_complete.exists():
+            directory.mkdir()
+            run_offline(directory)
+            is_complete.touch()
+    return {
+        script: CompletedRun(
+            directory=directory / script,
+            out=(directory / script / "out").read_text(),
+            err=(directory / script / "err").read_text(),
+            result=Result(directory / "outputs" / script),
+        )
+        for script in OFFLINE_SCRIPTS
+    }
 
 
 @pytest.fixture(params=["cnn_basic", "resnet50_fashion"])

@@ -124,7 +124,9 @@ def test_cache_dir_name_contains_network_size_precision_and_weights(network):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("layout", ["current.weights.h5", "legacy.h5"])
+@pytest.mark.parametrize(
+    "layout", [pytest.param("current.weights.h5", marks=pytest.mark.slow), "legacy.h5"]
+)
 def test_weights_of_another_network_raise_with_a_layer_name(layout, tmp_path):
     other = keras.applications.ResNet101(include_top=False, weights=None, input_shape=(64, 64, 3))
     path = tmp_path / layout

@@ -78,7 +78,7 @@ class ForkedScript:
             patches: Functions that take a MonkeyPatch, called first in the process.
             changes: Changes of the environment.
         """
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         environment = process_environment(directory, **changes)
         arguments = (script, argv, directory, environment, limit, patches)

@@ -91,7 +91,12 @@ def test_predict_uses_the_class_names_of_the_model(completed, command_line, tmp_
 
 
 @pytest.mark.parametrize(
-    "more_argv", [(), ("--fine-tune-blocks", 1, "--fine-tune-epochs", 1)], ids=len
+    "more_argv",
+    [
+        pytest.param((), marks=[pytest.mark.slow, pytest.mark.versions]),
+        ("--fine-tune-blocks", 1, "--fine-tune-epochs", 1),
+    ],
+    ids=len,
 )
 def test_resnet50_and_fine_tuning_have_the_number_of_classes(
     more_argv, run_main, data_dir, shared_cache_dir, small_resnet

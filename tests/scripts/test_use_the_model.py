@@ -134,6 +134,8 @@ def test_exported_real_resnet50_predicts_as_in_keras(name, subset_run, tmp_path)
     check(name, subset_run, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 @pytest.mark.parametrize("run", ["basic", "mirrored"])
 def test_calling_the_model_applies_no_dropout(run, results, sample):
     """Keras' Resizing would put dropout in training mode."""
