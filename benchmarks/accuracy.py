@@ -1,13 +1,14 @@
-"""The command behind README's accuracies: the scripts over seeds; mean ± standard deviation.
+"""Measure README's accuracies: run the scripts with several seeds; mean ± standard deviation.
 
-The table (a Markdown file in --output) has a row for each of --rows; its first column is what is
-run. A picture (--picture) draws accuracy against minutes. Each row has a feature cache of its own
-in --work: its first run starts from an empty one, the later ones from its features. Each run's
-figures are kept there, too: an interrupted command goes on where it was. Delete a run's file to
-measure it anew, all of a row's for its first run, too, and all after a change of the code.
+The table (a Markdown file in --output) has one row per name in --rows; its first column is the
+command. A figure (--figure) plots accuracy against minutes. Each row has its own feature cache in
+--work-dir: its first run starts with an empty cache, later ones use its features. Results are
+stored there as well, so an interrupted benchmark resumes where it stopped. Delete a run's file to
+measure it again, all files of a row to measure its first run again, and all after a code change.
 
-The textbook script would take hours for its ten epochs. Its time is extrapolated from a slice, and
-its accuracy is that of its head on the averages that the row `published`, run before, has kept.
+The naive Keras script would take hours for ten epochs. Its time is extrapolated from a few images,
+and its accuracy is that of its head on the cached features of the row `published`, which must run
+before.
 """
 
 import argparse
@@ -33,25 +34,25 @@ ROWS = {
     "conv4": "resnet50_fashion.py --features conv4",
     "fast": "resnet50_fashion.py --recipe fast",
     "best": "resnet50_fashion.py --recipe best",
-    "small": "benchmarks/small_network.py",
-    "textbook": "benchmarks/textbook.py resnet50",
+    "small": "benchmarks/small_cnn.py",
+    "naive": "benchmarks/naive_keras.py resnet50",
     "subset": f"resnet50_fashion.py --recipe fast --image-size 64 {SUBSET}",
     "frozen": "resnet50_fashion.py --train-size 10000",
     "one_block": "resnet50_fashion.py --train-size 10000 --fine-tune-blocks 1",
 }
-DEFAULT = ("basic", "basic10", "published", "fast", "best", "small", "textbook")
-LABELS = {"basic10": "10 units", "small": "small network", "textbook": "textbook script"}
-AT_MOST = {"textbook": 1, "small": 3}  # seeds: an extrapolation, and 12 minutes each
+DEFAULT = ("basic", "basic10", "published", "fast", "best", "small", "naive")
+LABELS = {"basic10": "10 units", "small": "small CNN", "naive": "naive Keras script"}
+MAX_SEEDS = {"naive": 1, "small": 3}  # an extrapolation, and 12 minutes per run
 SPLITS = ("train", "validation", "test")
-SLICE = 128  # images of the textbook script's, in an epoch
+TIMED_IMAGES = 128  # per epoch of the naive Keras script
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line's options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Other options, such as --data-dir, are handed on to the scripts.",
+        epilog="Other options, such as --data-dir, are passed on to the scripts.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -60,72 +61,81 @@ def parse_options() -> argparse.Namespace:
         choices=ROWS,
         default=DEFAULT,
         metavar="ROW",
-        help=f"of {', '.join(ROWS)} (default: {', '.join(DEFAULT)})",
+        help=f"any of {', '.join(ROWS)} (default: {', '.join(DEFAULT)})",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N")
     parser.add_argument(
         "--output",
         type=Path,
         default=Path(__file__).parent / "results",
-        help="folder of the table (default: %(default)s)",
+        help="directory of the table (default: %(default)s)",
     )
     parser.add_argument(
-        "--picture",
+        "--figure",
         type=Path,
         default=ROOT / "docs" / "frontier.png",
-        help="the picture's file (default: %(default)s)",
+        help="file of the figure (default: %(default)s)",
     )
     parser.add_argument(
-        "--work",
+        "--work-dir",
         type=Path,
         default=Path("outputs") / "accuracy",
-        help="keeps figures and features (default: %(default)s)",
+        help="directory for results and features (default: %(default)s)",
     )
-    parser.add_argument("--weights", default="imagenet", help="as resnet50_fashion.py's")
+    parser.add_argument("--weights", default="imagenet", help="as for resnet50_fashion.py")
     parser.add_argument(
         "--untimed",
         action="store_true",
-        help="keep no times of what runs now: the machine does other work, too",
+        help="do not record times, because the machine is also doing other work",
     )
-    options, options.more = parser.parse_known_args()
-    if "textbook" in options.rows and [w for w in options.more[::2] if w != "--data-dir"]:
-        parser.error(f"textbook.py does not take {' '.join(options.more)}: choose other --rows")
+    options, options.script_args = parser.parse_known_args()
+    if "naive" in options.rows and [w for w in options.script_args[::2] if w != "--data-dir"]:
+        parser.error(
+            f"naive_keras.py does not accept {' '.join(options.script_args)}; choose other --rows"
+        )
     return options
 
 
 def measure(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """A run's figures, from an earlier call or by running it; exits if it fails."""
+    """Return a run's results, stored or by running it; exit if it fails."""
     script, *arguments = ROWS[row].split()
     if script != "cnn_basic.py" and row != "small":
-        kept = "published" if row == "textbook" else row
-        arguments += ["--weights", options.weights, "--cache-dir", str(options.work / kept)]
-    arguments += [*options.more, *(() if row == "textbook" else ("--seed", str(seed)))]
-    kept = options.work / f"{row}-{seed}.json"
-    if kept.exists():
-        result = json.loads(kept.read_text())
+        cache_name = "published" if row == "naive" else row
+        arguments += [
+            "--weights",
+            options.weights,
+            "--cache-dir",
+            str(options.work_dir / cache_name),
+        ]
+    arguments += [*options.script_args, *(() if row == "naive" else ("--seed", str(seed)))]
+    result_path = options.work_dir / f"{row}-{seed}.json"
+    if result_path.exists():
+        result = json.loads(result_path.read_text())
         if result["arguments"] != arguments:
-            sys.exit(f"accuracy.py: error: {kept} is of other options: delete it, or use --work")
+            sys.exit(
+                f"accuracy.py: error: {result_path} has other options; delete it, or use --work-dir"
+            )
         return result
-    if row == "textbook":
-        if not (options.work / "published").exists():
-            sys.exit("accuracy.py: error: textbook needs the row published's averages, run before")
-        figures = textbook(script, arguments, kept.with_suffix(".log"))
+    if row == "naive":
+        if not (options.work_dir / "published").exists():
+            sys.exit("accuracy.py: error: the row naive needs the features of the row published")
+        results = run_naive_keras(script, arguments, result_path.with_suffix(".log"))
     else:
-        if not any(options.work.glob(f"{row}-*.json")):  # what an interrupted first run has left
-            shutil.rmtree(options.work / row, ignore_errors=True)
-        first = not (options.work / row).exists()
-        figures = {"first": first} | run(script, arguments, kept.with_suffix(".log"))
+        if not any(options.work_dir.glob(f"{row}-*.json")):  # left by an interrupted first run
+            shutil.rmtree(options.work_dir / row, ignore_errors=True)
+        first = not (options.work_dir / row).exists()
+        results = {"first": first} | run(script, arguments, result_path.with_suffix(".log"))
     if options.untimed:
-        figures["seconds"] = None
-    result = {"arguments": arguments, **figures, "date": str(datetime.date.today())}
-    part = kept.with_suffix(".incomplete")
-    part.write_text(json.dumps(result, indent=2) + "\n")
-    part.replace(kept)
+        results["seconds"] = None
+    result = {"arguments": arguments, **results, "date": str(datetime.date.today())}
+    tmp_path = result_path.with_suffix(".incomplete")
+    tmp_path.write_text(json.dumps(result, indent=2) + "\n")
+    tmp_path.replace(result_path)
     return result
 
 
-def start(script: str, arguments: Sequence[str], log: Path) -> str:
-    """Runs a script: what it prints, which the log shows meanwhile; exits if it fails."""
+def run_logged(script: str, arguments: Sequence[str], log: Path) -> str:
+    """Run a script with its output in a log file; return the output; exit if it fails."""
     print("$", script, *arguments, flush=True)
     command = [sys.executable, str(ROOT / script), *arguments]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -137,12 +147,12 @@ def start(script: str, arguments: Sequence[str], log: Path) -> str:
 
 
 def run(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
-    """The figures of a script that leaves `metrics.json`."""
-    with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        start(script, [*arguments, "--wandb", "disabled", "--output-dir", folder], log)
-        seconds = time.perf_counter() - begin
-        metrics = json.loads((Path(folder) / "metrics.json").read_text())
+    """Run a script that writes metrics.json and return its results."""
+    with tempfile.TemporaryDirectory() as directory:
+        start = time.perf_counter()
+        run_logged(script, [*arguments, "--wandb", "disabled", "--output-dir", directory], log)
+        seconds = time.perf_counter() - start
+        metrics = json.loads((Path(directory) / "metrics.json").read_text())
     return {
         "accuracy": {name: metrics[name]["accuracy"] for name in SPLITS},
         "interval95": metrics["test"]["interval95"],
@@ -152,16 +162,18 @@ def run(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
     }
 
 
-def textbook(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
-    """The same of the textbook script's ten epochs, whose time is extrapolated."""
-    at = arguments.index("--cache-dir")
-    slice_ = [*arguments[:at], *arguments[at + 2 :], "--epochs", "2"]
-    slice_ += ["--train-size", str(SLICE), "--validation-size", str(SLICE)]
-    part = json.loads(start(script, slice_, log).splitlines()[-1])  # its first epoch compiles
+def run_naive_keras(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
+    """Return the results of ten epochs of the naive Keras script; the time is extrapolated."""
+    index = arguments.index("--cache-dir")
+    timed_args = [*arguments[:index], *arguments[index + 2 :], "--epochs", "2"]
+    timed_args += ["--train-size", str(TIMED_IMAGES), "--validation-size", str(TIMED_IMAGES)]
+    timed = json.loads(
+        run_logged(script, timed_args, log).splitlines()[-1]
+    )  # the first epoch compiles
     training, validation = (
-        part[f"{name}_seconds"][1] / SLICE for name in ("training", "validation")
+        timed[f"{name}_seconds"][1] / TIMED_IMAGES for name in ("training", "validation")
     )
-    head = json.loads(start(script, ["head", *arguments[1:]], log).splitlines()[-1])
+    head = json.loads(run_logged(script, ["head", *arguments[1:]], log).splitlines()[-1])
     images, accuracies = head["images"], (head["accuracy"][-1], head["val_accuracy"][-1])
     epochs = len(head["accuracy"])
     evaluated = epochs * images["validation"] + images["test"]
@@ -175,8 +187,8 @@ def textbook(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
     }
 
 
-def percent(results: list[dict[str, Any]], split: str) -> str:
-    """Mean ± standard deviation (of a sample, so that of at least two)."""
+def format_accuracy(results: list[dict[str, Any]], split: str) -> str:
+    """Format mean ± sample standard deviation, or one value with its interval."""
     values = [100 * result["accuracy"][split] for result in results]
     if len(values) > 1:
         return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %"
@@ -187,13 +199,13 @@ def percent(results: list[dict[str, Any]], split: str) -> str:
 
 
 def median_seconds(results: list[dict[str, Any]], first: bool) -> float | None:
-    """Of whole commands, the first or the later ones, as far as they were timed."""
+    """Return the median seconds of first or later runs, as far as they were timed."""
     times = [r["seconds"] for r in results if r["first"] is first and r["seconds"]]
     return statistics.median(times) if times else None
 
 
-def in_words(seconds: float | None) -> str:
-    """Such as "58 s" or "3.5 min"."""
+def format_duration(seconds: float | None) -> str:
+    """Format a duration, such as "58 s" or "3.5 min"."""
     if seconds is None:
         return "–"
     if seconds < 120:
@@ -201,8 +213,8 @@ def in_words(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Accuracy against minutes: each row's first run, and, hollow, its later ones."""
+def plot_frontier(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Plot accuracy against minutes: first runs filled, later ones hollow."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -215,21 +227,21 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
             for first in (True, False)
             if (seconds := median_seconds(runs, first))
         }
-        colour = axes.plot(list(times.values()), [mean] * len(times), ":", zorder=1)[0].get_color()
+        color = axes.plot(list(times.values()), [mean] * len(times), ":", zorder=1)[0].get_color()
         for first, time_ in times.items():
-            face = colour if first and row != "textbook" else "white"
+            face = color if first and row != "naive" else "white"
             axes.errorbar(
-                *(time_, mean, deviation), fmt="o", color=colour, markerfacecolor=face, capsize=3
+                *(time_, mean, deviation), fmt="o", color=color, markerfacecolor=face, capsize=3
             )
         axes.annotate(
             LABELS.get(row, row),
             (max(times.values()), mean),
             xytext=(6, -14),
             textcoords="offset points",
-            color=colour,
+            color=color,
         )
     axes.set_xscale("log")
-    axes.set_xlabel("minutes, whole command (hollow: from kept features, or extrapolated)")
+    axes.set_xlabel("minutes, complete command (hollow: with cached features, or extrapolated)")
     axes.set_ylabel("test accuracy, % (mean ± standard deviation)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(alpha=0.3)
@@ -239,22 +251,22 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Each row's runs → the table and the picture."""
+    """Run each row and write the table and the figure."""
     options = parse_options()
     header = "command", "seeds", "train", "validation", "test", "first run", "later runs", "memory"
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     results = {}
     for row in options.rows:
-        seeds = options.seeds[: AT_MOST.get(row)]
+        seeds = options.seeds[: MAX_SEEDS.get(row)]
         results[row] = runs = [measure(row, seed, options) for seed in seeds]
         peaks = [run["memory"] for run in runs if run["memory"]]
         cells = [
             f"`python {ROWS[row]}`",
             str(len(runs)),
-            *(percent(runs, split) for split in SPLITS),
-            in_words(median_seconds(runs, first=True))
-            + (" (extrapolated)" if row == "textbook" else ""),
-            in_words(median_seconds(runs, first=False)),
+            *(format_accuracy(runs, split) for split in SPLITS),
+            format_duration(median_seconds(runs, first=True))
+            + (" (extrapolated)" if row == "naive" else ""),
+            format_duration(median_seconds(runs, first=False)),
             f"{max(peaks):.1f} GB" if peaks else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -271,15 +283,16 @@ def main() -> None:
     lines += [
         "",
         f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))} (of one seed: "
-        "with the test images' 95 % interval); times of whole commands (the first from an empty "
-        "cache, the later ones' median) without W&B on an idle machine, the largest peak memory; "
+        "with the 95 % interval of the test accuracy); times of complete commands (the first with "
+        "an empty cache, the median of later ones) without W&B on an idle machine; largest peak "
+        "memory; "
         f"{'; '.join(sorted(versions))}; weights {Path(options.weights).name}; "
         f"{' to '.join(sorted({dates[0], dates[-1]}))}; `python benchmarks/accuracy.py "
-        f"{' '.join([*rows, '--seeds', *map(str, options.seeds), *options.more])}`*",
+        f"{' '.join([*rows, '--seeds', *map(str, options.seeds), *options.script_args])}`*",
     ]
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "accuracy.md").write_text("\n".join(lines) + "\n")
-    draw(results, options.picture)
+    plot_frontier(results, options.figure)
     print("\n" + (options.output / "accuracy.md").read_text())
 
 

@@ -1,21 +1,21 @@
-"""How fast this project's way is, measured on this machine against what people would otherwise run.
+"""Benchmark the scripts against plain Keras and other runtimes on this machine.
 
-Sections, each a table (a Markdown file in --output, of which docs/results.md shows a copy):
+Each section writes a table (a Markdown file in --output; docs/results.md contains copies):
 
-  runtimes  the pass through the ResNet50: this project's, plain Keras', other runtimes', on the
-            same weights and images, and what share of the processor's matrix-multiply rate each
-            reaches. Every runtime is a process of its own, and they take turns. And the recipes'
-            passes, against their network alone, without reading, writing and progress.
-  job       a whole job: the recipes' first and later runs, against the textbook script, whose
-            cost is measured on a slice and extrapolated
-  baseline  an epoch of the small dense network: cnn_basic.py against a plain `fit` at batch 32
-  growth    seconds and memory of a first run by the number of images, and the fitted line
-  ninety    seconds until the validation accuracy's 95 % interval lies above 90 %, with the fewest
-            images that get there with each of three seeds
+  runtimes    feature extraction by ResNet50: this project, plain Keras and other runtimes with
+              equal weights and images, as a fraction of the CPU's matrix-multiplication rate.
+              Each runtime is a process, and they take turns. Also the recipes' extraction,
+              compared with the network alone, without reading, writing and progress.
+  end_to_end  first and later runs of the recipes, compared with the naive Keras script, whose
+              time is measured on a few images and extrapolated
+  baseline    an epoch of the small dense network: cnn_basic.py and a plain `fit` at batch size 32
+  scaling     seconds and memory of a first run by the number of images, and a linear fit
+  time_to_90  seconds until the 95 % interval of the validation accuracy lies above 90 %, with the
+              smallest subset that reaches it with three seeds
 
-Without a section named, runtimes, job and baseline: about 10 minutes on 2 cores with all runtimes
-installed (pip install openvino onnxruntime onnx tf2onnx torch), and 5 without; then up to
-24 GB of memory, too, since all wait for their turns at once.
+The default sections are runtimes, end_to_end and baseline: about 10 minutes on 2 cores with all
+runtimes installed (pip install openvino onnxruntime onnx tf2onnx torch), and 5 without. All
+runtimes are in memory at the same time, which takes up to 24 GB.
 """
 
 import argparse
@@ -37,80 +37,105 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np  # and nothing larger: a child's peak memory is at least its parent's at birth
+import numpy as np  # nothing larger: a child's peak memory is at least its parent's at the fork
 
 ROOT = Path(__file__).parents[1]
-BATCH = 32  # of the other runtimes; Keras' default
+BATCH_SIZE = 32  # of the other runtimes; Keras' default
 TRAIN, VALIDATION, TEST = "--train-size", "--validation-size", "--test-size"
 RECIPES = "published", "fast", "best"
-QUICK = "--recipe", "fast", "--image-size", 64
-# Training and validation images, the fewest first. The more of these, the narrower the interval.
-NINETY = [(5000, 2000), (5000, 3000), (6000, 3000), (8000, 3000), (8000, 4000), (10_000, 4000)]
+SMALL_RUN_ARGS = "--recipe", "fast", "--image-size", 64
+# Training and validation images, smallest first. More validation images narrow the interval.
+SUBSET_SIZES = [
+    (5000, 2000),
+    (5000, 3000),
+    (6000, 3000),
+    (8000, 3000),
+    (8000, 4000),
+    (10_000, 4000),
+]
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line's options."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help="default: the quick ones")
-    parser.add_argument("--data-dir", type=Path, help="as the scripts'")
-    parser.add_argument("--weights", default="imagenet", help="as the scripts'")
     parser.add_argument(
-        "--images", type=int, default=125, help="in one turn of a runtime (default: %(default)s)"
+        "sections", nargs="*", metavar="SECTION", help="default: runtimes end_to_end baseline"
+    )
+    parser.add_argument("--data-dir", type=Path, help="as for the scripts")
+    parser.add_argument("--weights", default="imagenet", help="as for the scripts")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=125,
+        help="images per turn of a runtime (default: %(default)s)",
     )
     parser.add_argument(
-        "--pass-images",
+        "--extraction-images",
         type=int,
         default=2000,
-        help="in one turn of a recipe's pass (default: %(default)s)",
+        help="images per turn of a recipe's extraction (default: %(default)s)",
     )
     parser.add_argument(
         "--rounds",
         type=int,
         default=3,
-        help="turns of each in runtimes and baseline (default: %(default)s)",
+        help="turns in runtimes and baseline (default: %(default)s)",
     )
     parser.add_argument(
         "--train-size",
         type=int,
         default=1000,
-        help="training images of job; a tenth of them as validation, two tenths as test images"
-        " (default: %(default)s)",
+        help="training images of end_to_end, with 10 %% as many validation and 20 %% as many test "
+        "images (default: %(default)s)",
     )
     parser.add_argument(
-        "--epochs", type=int, default=10, help="of job and baseline (default: %(default)s)"
+        "--epochs",
+        type=int,
+        default=10,
+        help="epochs of end_to_end and baseline (default: %(default)s)",
     )
     parser.add_argument(
-        "--slice", type=int, default=128, help="images of the slice (default: %(default)s)"
+        "--timed-images",
+        type=int,
+        default=128,
+        help="images of the naive Keras script that are timed (default: %(default)s)",
     )
     parser.add_argument(
         "--sizes",
         type=int,
         nargs="+",
         default=[500, 1000, 2000, 4000],
-        help="numbers of images of growth (default: %(default)s)",
+        help="numbers of images of scaling (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=Path(__file__).parent / "results",
-        help="folder of the tables (default: %(default)s)",
+        help="directory of the tables (default: %(default)s)",
     )
     options = parser.parse_args()
     if unknown := set(options.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    if min(options.images, options.rounds, options.train_size, options.epochs, options.slice) < 1:
+        parser.error(
+            f"unknown section {', '.join(sorted(unknown))}; choose from {', '.join(SECTIONS)}"
+        )
+    if (
+        min(
+            options.images, options.rounds, options.train_size, options.epochs, options.timed_images
+        )
+        < 1
+    ):
         parser.error("numbers must be at least 1")
     if min(options.sizes) < 50 or len(set(options.sizes)) < 2:
-        parser.error("--sizes: at least two different ones, from 50")
+        parser.error("--sizes: at least two different sizes >= 50 are needed")
     return options
 
 
 def main() -> None:
-    """Each section → its table."""
+    """Run each section and write its table."""
     options = parse_options()
-    for name in options.sections or ("runtimes", "job", "baseline"):
+    for name in options.sections or ("runtimes", "end_to_end", "baseline"):
         table = SECTIONS[name](options)
         path = options.output / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +144,9 @@ def main() -> None:
 
 
 def caption(section: str, options: argparse.Namespace) -> str:
-    """Where, when and by what a table was made."""
+    """Return machine, versions, date and command of a table."""
     command = ["python benchmarks/speed.py", section]
-    for name in USED[section]:
+    for name in SECTION_OPTIONS[section]:
         values = np.ravel(getattr(options, name)).tolist()
         command += [f"--{name.replace('_', '-')}", *map(str, values)]
     info = Path("/proc/cpuinfo")
@@ -143,23 +168,23 @@ def caption(section: str, options: argparse.Namespace) -> str:
     )
 
 
-def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table."""
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Format a Markdown table."""
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def spread(values: list[float], digits: int = 1) -> str:
-    """Median and range."""
-    middle = f"{statistics.median(values):,.{digits}f}"
+def format_median_range(values: list[float], digits: int = 1) -> str:
+    """Format median and range."""
+    median = f"{statistics.median(values):,.{digits}f}"
     if len(values) == 1:
-        return middle
-    return f"{middle} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+        return median
+    return f"{median} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
-def duration(seconds: float) -> str:
-    """In seconds, minutes or hours."""
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours."""
     for unit, size in ("h", 3600), ("min", 60):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -168,99 +193,105 @@ def duration(seconds: float) -> str:
 
 # ---------------------------------------------------------------------------------- runtimes
 
-# Each returns `predict`: uint8 (N, 28, 28), or RGB images made from them by `enlarged`, which
-# nobody is charged for → float32 (N, 2048). They run in processes of their own.
+# Each function returns `predict`: uint8 (N, 28, 28), or RGB images from `upscale`, whose time is
+# not measured → float32 (N, 2048). Each runs in its own process.
 
 
 def this_project(options: argparse.Namespace, precision: str) -> Callable:
-    """The extraction of resnet50_fashion.py, enlarging included, and all of its six features."""
+    """Extract as resnet50_fashion.py does, including upscaling and all six features."""
     from fashion import devices
     from fashion.backbones.architectures import NetworkOptions
-    from fashion.backbones.feature_cache import CHUNK
+    from fashion.backbones.feature_cache import CHUNK_SIZE
     from fashion.devices import DeviceOptions
 
     import resnet50_fashion as script
 
     network = NetworkOptions(weights=options.weights)
     all_options = script.Options(network=network, devices=DeviceOptions(precision=precision))
-    extractor = script.build_extractor(script.load_backbone(all_options), ("conv5_avg",))
+    extractor = script.build_feature_extractor(script.load_backbone(all_options), ("conv5_avg",))
 
     def predict(images: np.ndarray) -> np.ndarray:
-        chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
-        outputs = [devices.predict_batches(extractor, [chunk])[0] for chunk in chunks]
+        chunks = [images[start : start + CHUNK_SIZE] for start in range(0, len(images), CHUNK_SIZE)]
+        outputs = [devices.predict_on_replicas(extractor, [chunk])[0] for chunk in chunks]
         return np.concatenate([output["conv5_avg"] for output in outputs])
 
     return predict
 
 
 def plain_keras(options: argparse.Namespace, policy: str = "float32") -> Callable:
-    """`keras.applications.ResNet50(…).predict`, on the backend that $KERAS_BACKEND names."""
+    """Call `keras.applications.ResNet50(…).predict` on the backend of $KERAS_BACKEND."""
     model = plain_model(options, policy)
-    return lambda rgb: model.predict(rgb, batch_size=BATCH, verbose=0)
+    return lambda rgb: model.predict(rgb, batch_size=BATCH_SIZE, verbose=0)
 
 
 def plain_model(options: argparse.Namespace, policy: str = "float32"):
-    """The ResNet50 without its top, averaged: float32 (N, 224, 224, 3) → (N, 2048)."""
+    """Build ResNet50 with average pooling: float32 (N, 224, 224, 3) → (N, 2048)."""
     import keras
 
     keras.config.set_dtype_policy(policy)
-    named = options.weights == "imagenet"
+    is_imagenet = options.weights == "imagenet"
     keras.utils.set_random_seed(0)
     model = keras.applications.ResNet50(
         include_top=False,
-        weights="imagenet" if named else None,
+        weights="imagenet" if is_imagenet else None,
         input_shape=(224, 224, 3),
         pooling="avg",
     )
-    if not named and options.weights != "none":
+    if not is_imagenet and options.weights != "none":
         model.load_weights(options.weights)
     return model
 
 
 def pytorch(options: argparse.Namespace, policy: str) -> Callable:
-    """The same network on Keras' PyTorch backend: eager, its tensors in channels_last order."""
+    """Run the network eagerly on Keras' PyTorch backend, with tensors in channels_last order."""
     import torch
 
     model = plain_model(options, policy)
 
     def predict(rgb: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            batches = [model(rgb[i : i + BATCH], training=False) for i in range(0, len(rgb), BATCH)]
+            batches = [
+                model(rgb[i : i + BATCH_SIZE], training=False)
+                for i in range(0, len(rgb), BATCH_SIZE)
+            ]
             return torch.cat(batches).float().numpy(force=True)
 
     return predict
 
 
 def openvino(options: argparse.Namespace, precision: str) -> Callable:
-    """OpenVINO on the processor."""
+    """Run the network with OpenVINO on the CPU."""
     import openvino
 
-    with tempfile.TemporaryDirectory() as folder:
-        plain_model(options).export(folder, verbose=False)
-        model = openvino.convert_model(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        plain_model(options).export(directory, verbose=False)
+        model = openvino.convert_model(directory)
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     return lambda rgb: np.concatenate(
-        [compiled(rgb[i : i + BATCH])[0] for i in range(0, len(rgb), BATCH)]
+        [compiled(rgb[i : i + BATCH_SIZE])[0] for i in range(0, len(rgb), BATCH_SIZE)]
     )
 
 
 def onnx_runtime(options: argparse.Namespace) -> Callable:
-    """ONNX Runtime on the processor."""
+    """Run the network with ONNX Runtime on the CPU."""
     import onnxruntime
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.onnx"
         model = plain_model(options)
-        model(np.zeros((1, 224, 224, 3), "float32"))  # or Keras' export to ONNX refuses
+        model(np.zeros((1, 224, 224, 3), "float32"))  # required by Keras' export to ONNX
         model.export(path, format="onnx", verbose=False)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda rgb: np.concatenate(
-        [session.run(None, {name: rgb[i : i + BATCH]})[0] for i in range(0, len(rgb), BATCH)]
+        [
+            session.run(None, {name: rgb[i : i + BATCH_SIZE]})[0]
+            for i in range(0, len(rgb), BATCH_SIZE)
+        ]
     )
 
 
-# name: (function, argument, Keras' backend, whether it takes the images as they are)
+# name: (function, arguments, Keras backend, whether it takes raw images)
 RUNTIMES = {
     "Keras `ResNet50.predict`, float32": (plain_keras, ("float32",), "tensorflow", False),
     "Keras `ResNet50.predict`, bfloat16": (plain_keras, ("mixed_bfloat16",), "tensorflow", False),
@@ -274,18 +305,20 @@ RUNTIMES = {
 }
 
 
-def enlarged(images: np.ndarray) -> np.ndarray:
-    """Preprocessed RGB images, float32 (N, 224, 224, 3), by Pillow."""
+def upscale(images: np.ndarray) -> np.ndarray:
+    """Upscale and preprocess images with Pillow: float32 (N, 224, 224, 3)."""
     from PIL import Image
 
     gray = [Image.fromarray(image.astype("float32")) for image in images]
-    large = np.stack([image.resize((224, 224), Image.Resampling.BILINEAR) for image in gray])
-    # What `keras.applications.resnet50.preprocess_input` does: BGR less ImageNet's means.
-    return large[..., None] - np.array([103.939, 116.779, 123.68], "float32")
+    upscaled = np.stack([image.resize((224, 224), Image.Resampling.BILINEAR) for image in gray])
+    # Like `keras.applications.resnet50.preprocess_input`: BGR minus ImageNet's means.
+    return upscaled[..., None] - np.array([103.939, 116.779, 123.68], "float32")
 
 
-def serve(name: str, options: argparse.Namespace, pipe: multiprocessing.connection.Connection):
-    """A runtime's process: answers each request with (seconds, outputs), or with an error."""
+def runtime_worker(
+    name: str, options: argparse.Namespace, pipe: multiprocessing.connection.Connection
+):
+    """Run in a process: answer each request with seconds, outputs and memory, or an error."""
     function, arguments, backend, raw = RUNTIMES[name]
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -293,7 +326,7 @@ def serve(name: str, options: argparse.Namespace, pipe: multiprocessing.connecti
     try:
         predict = function(options, *arguments)
         images = pipe.recv()
-        inputs = images if raw else enlarged(images)
+        inputs = images if raw else upscale(images)
         predict(inputs)  # compiles
         while True:
             start = time.perf_counter()
@@ -312,12 +345,12 @@ def serve(name: str, options: argparse.Namespace, pipe: multiprocessing.connecti
 
 
 def maxrss_unit() -> int:
-    """Bytes in a unit of `ru_maxrss`."""
+    """Return the bytes per unit of `ru_maxrss`."""
     return 1 if sys.platform == "darwin" else 1024
 
 
 def matmul_rates(pipe: multiprocessing.connection.Connection) -> None:
-    """A process: sends {dtype: GFLOP/s}, the fastest of some large matrix multiplications."""
+    """Run in a process: send {dtype: GFLOP/s} of the fastest large matrix multiplication."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -335,7 +368,7 @@ def matmul_rates(pipe: multiprocessing.connection.Connection) -> None:
 
 
 def test_images(options: argparse.Namespace, count: int, pipe) -> None:
-    """A process: sends uint8 (count, 28, 28) test images and the ResNet50's GFLOP an image."""
+    """Run in a process: send uint8 (count, 28, 28) test images and ResNet50's GFLOP per image."""
     sys.path.insert(0, str(ROOT))
     import common
 
@@ -349,19 +382,19 @@ def test_images(options: argparse.Namespace, count: int, pipe) -> None:
     pipe.send((data.test.all_images[:count], flop / 1e9))
 
 
-def start(function: Callable, *arguments: object) -> tuple:
-    """A process of its own, not forked, and the pipe to it, which it gets as last argument."""
+def spawn(function: Callable, *arguments: object) -> tuple:
+    """Spawn a process that gets a pipe as its last argument; return process and pipe."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=function, args=(*arguments, theirs), daemon=True)
+    parent_conn, child_conn = context.Pipe()
+    process = context.Process(target=function, args=(*arguments, child_conn), daemon=True)
     process.start()
-    theirs.close()
-    return process, ours
+    child_conn.close()
+    return process, parent_conn
 
 
-def ask(function: Callable, *arguments: object) -> object:
-    """What a process of its own sends; exits with an error if it sends nothing."""
-    process, pipe = start(function, *arguments)
+def call_in_process(function: Callable, *arguments: object) -> object:
+    """Run a function in a spawned process and return its message; exit if there is none."""
+    process, pipe = spawn(function, *arguments)
     try:
         return pipe.recv()
     except EOFError:
@@ -371,24 +404,24 @@ def ask(function: Callable, *arguments: object) -> object:
 
 
 def runtimes(options: argparse.Namespace) -> str:
-    """The runtimes' table."""
-    limit = ask(matmul_rates)
-    images, gflop = ask(test_images, options, options.images)
+    """Compare the runtimes."""
+    limit = call_in_process(matmul_rates)
+    images, gflop = call_in_process(test_images, options, options.images)
     workers, failures = {}, {}
     for name in RUNTIMES:
         print(f"Starting {name} …", flush=True)
-        _, pipe = start(serve, name, options)
+        _, pipe = spawn(runtime_worker, name, options)
         pipe.send(images)
-        answer = pipe.recv()
-        if isinstance(answer, str):
-            failures[name] = answer
+        message = pipe.recv()
+        if isinstance(message, str):
+            failures[name] = message
         else:
-            workers[name] = pipe, answer[1]
+            workers[name] = pipe, message[1]
     seconds = {name: [] for name in workers}
     peaks = {}
     for _ in range(options.rounds):
         for name, (pipe, _) in workers.items():
-            pipe.send("again")
+            pipe.send("next turn")
             taken, _, peaks[name] = pipe.recv()
             seconds[name].append(taken)
     reference, expected = next(iter(workers)), next(iter(workers.values()))[1]
@@ -399,86 +432,108 @@ def runtimes(options: argparse.Namespace) -> str:
             continue
         rates = [len(images) / taken for taken in seconds[name]]
         ratio = [a / b for a, b in zip(seconds[reference], seconds[name], strict=True)]
-        share = statistics.median(rates) * gflop / limit[name.rsplit(" ", 1)[1]]
+        fraction = statistics.median(rates) * gflop / limit[name.rsplit(" ", 1)[1]]
         error = np.abs(workers[name][1] - expected).mean() / expected.std()
         rows.append(
             [
-                *(name, spread(rates), f"{spread(ratio)} ×", f"{share:.0%}"),
+                *(
+                    name,
+                    format_median_range(rates),
+                    f"{format_median_range(ratio)} ×",
+                    f"{fraction:.0%}",
+                ),
                 *(f"{peaks[name] / 1e9:.1f} GB", f"{error:.1%}"),
             ]
         )
-    header = "runtime, precision", "images/s", "ratio", "of the limit", "memory", "difference"
+    header = (
+        "runtime, precision",
+        "images/s",
+        "ratio",
+        "fraction of the limit",
+        "memory",
+        "difference",
+    )
     return (
-        markdown(header, rows)
-        + f"\n\nMedian (range) of {options.rounds} turns of {len(images)} images, other runtimes' "
-        f"at batch {BATCH}, already enlarged; this project's with the enlarging. Limit: the "
+        markdown_table(header, rows)
+        + f"\n\nMedian (range) of {options.rounds} turns of {len(images)} images; other runtimes "
+        f"at batch size {BATCH_SIZE} without upscaling, this project including it. Limit: the "
         f"fastest matrix multiplication, {limit['float32']:.0f} GFLOP/s in float32 and "
-        f"{limit['bfloat16']:.0f} in bfloat16, for {gflop:.1f} GFLOP an image. Difference: mean "
-        "absolute difference of the features from the first row's, by their standard deviation."
-        + f"\n\n{passes(options)}"
+        f"{limit['bfloat16']:.0f} in bfloat16, at {gflop:.1f} GFLOP per image. Difference: mean "
+        "absolute difference from the features of the first row, divided by their standard "
+        f"deviation.\n\n{extraction_table(options)}"
     )
 
 
-def pass_rates(options: argparse.Namespace, recipe: str, pipe) -> None:
-    """A process: sends images/s of a recipe's network alone, in turns, and of its pass."""
+def extraction_rates(options: argparse.Namespace, recipe: str, pipe) -> None:
+    """Run in a process: send images/s of a recipe's network alone, and of its extraction."""
     sys.path.insert(0, str(ROOT))
-    from fashion.backbones.feature_cache import CHUNK, FeatureCache
+    from fashion.backbones.feature_cache import CHUNK_SIZE, FeatureCache
     from fashion.backbones.progress import Progress
+    from fashion.cli import command_line
 
     import wandb
 
     import common
     import resnet50_fashion as script
 
-    words = ["--recipe", recipe, "--weights", str(options.weights)]
-    chosen = common.parse(script.Options, None, words)
+    argv = ["--recipe", recipe, "--weights", str(options.weights)]
+    recipe_options = command_line.parse_options(script.Options, None, argv)
     data = common.load_fashion_mnist(
-        common.DataOptions(data_dir=options.data_dir, test_size=options.pass_images)
+        common.DataOptions(data_dir=options.data_dir, test_size=options.extraction_images)
     )
-    extractor = script.build_extractor(script.load_backbone(chosen), chosen.head.names)
-    chunk = np.resize(data.test.images, (CHUNK, 28, 28))
+    extractor = script.build_feature_extractor(
+        script.load_backbone(recipe_options), recipe_options.head.feature_names
+    )
+    chunk = np.resize(data.test.images, (CHUNK_SIZE, 28, 28))
     extractor.predict_on_batch(chunk)  # compiles
-    alone, whole, turns = [], [], math.ceil(data.test.size / CHUNK)
+    alone, complete, turns = [], [], math.ceil(data.test.size / CHUNK_SIZE)
     for _ in range(options.rounds):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(turns):
             extractor.predict_on_batch(chunk)
-        alone.append(turns * CHUNK / (time.perf_counter() - begin))
-        with tempfile.TemporaryDirectory() as folder, wandb.init(mode="disabled") as run:
-            begin = time.perf_counter()
-            cache = FeatureCache(Path(folder), extractor)
-            cache.fill([data.test], Progress("Features", run))
-            whole.append(data.test.size / (time.perf_counter() - begin))
-    pipe.send((alone, whole))
+        alone.append(turns * CHUNK_SIZE / (time.perf_counter() - start))
+        with tempfile.TemporaryDirectory() as directory, wandb.init(mode="disabled") as run:
+            start = time.perf_counter()
+            cache = FeatureCache(Path(directory), extractor)
+            cache.compute_missing([data.test], Progress("Features", run))
+            complete.append(data.test.size / (time.perf_counter() - start))
+    pipe.send((alone, complete))
 
 
-def passes(options: argparse.Namespace) -> str:
-    """The table of the recipes' passes."""
+def extraction_table(options: argparse.Namespace) -> str:
+    """Compare the recipes' extraction with their networks alone."""
     rows = []
-    for recipe in RECIPES[:2]:  # the third is the second, twice
-        alone, whole = ask(pass_rates, options, recipe)
-        ratio = [a / b for a, b in zip(whole, alone, strict=True)]
-        rows.append([f"`--recipe {recipe}`", spread(alone), spread(whole), spread(ratio, 2)])
-    header = "", "`predict_on_batch`, images/s", "the pass, images/s", "ratio"
+    for recipe in RECIPES[:2]:  # the third extracts twice as the second does
+        alone, complete = call_in_process(extraction_rates, options, recipe)
+        ratio = [a / b for a, b in zip(complete, alone, strict=True)]
+        rows.append(
+            [
+                f"`--recipe {recipe}`",
+                format_median_range(alone),
+                format_median_range(complete),
+                format_median_range(ratio, 2),
+            ]
+        )
+    header = "", "`predict_on_batch`, images/s", "feature extraction, images/s", "ratio"
     return (
-        markdown(header, rows)
-        + f"\n\nMedian (range) of {options.rounds} turns, each of the same network: on a batch in "
-        "memory again and again, and as a run does it, from images to files."
+        markdown_table(header, rows)
+        + f"\n\nMedian (range) of {options.rounds} turns: the network alone on one batch in "
+        "memory, and the extraction of a run, from images to files."
     )
 
 
-# -------------------------------------------------------------------------------- whole runs
+# ----------------------------------------------------------------------------- complete runs
 
 
 def run(script: str, *arguments: object, cwd: Path) -> tuple[float, float, str]:
-    """Runs a script: its seconds, peak memory in GB, and output; exits if it fails."""
+    """Run a script; return seconds, peak memory in GB and output; exit if it fails."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     print("$", script, *arguments, flush=True)
-    begin = time.perf_counter()
+    start = time.perf_counter()
     with open(cwd / "log", "w+") as log:
         process = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)  # this child's memory alone
-        seconds = time.perf_counter() - begin
+        _, status, usage = os.wait4(process.pid, 0)  # the memory of this child only
+        seconds = time.perf_counter() - start
         log.seek(0)
         output = log.read()
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -488,89 +543,98 @@ def run(script: str, *arguments: object, cwd: Path) -> tuple[float, float, str]:
 
 
 def common_options(options: argparse.Namespace) -> list[object]:
-    """`--data-dir`, if given."""
+    """Return `--data-dir`, if given."""
     return ["--data-dir", options.data_dir.absolute()] if options.data_dir else []
 
 
-def ours(options: argparse.Namespace, folder: Path, *more: object) -> tuple[float, float, dict]:
-    """Runs resnet50_fashion.py: its seconds, peak memory in GB, and `metrics.json`."""
+def run_resnet50(
+    options: argparse.Namespace, directory: Path, *argv: object
+) -> tuple[float, float, dict]:
+    """Run resnet50_fashion.py; return seconds, peak memory in GB and metrics.json."""
     weights = options.weights
     weights = weights if weights in ("imagenet", "none") else Path(weights).absolute()
     seconds, memory, _ = run(
         *("resnet50_fashion.py", *common_options(options), "--weights", weights),
-        *("--wandb", "disabled", "--output-dir", "outputs", *more),
-        cwd=folder,
+        *("--wandb", "disabled", "--output-dir", "outputs", *argv),
+        cwd=directory,
     )
-    return seconds, memory, json.loads((folder / "outputs" / "metrics.json").read_text())
+    return seconds, memory, json.loads((directory / "outputs" / "metrics.json").read_text())
 
 
-def textbook_slice(options: argparse.Namespace, folder: Path) -> tuple[float, float, float]:
-    """Seconds of an image of training, of validation, and the peak memory in GB, measured."""
+def time_naive_keras(options: argparse.Namespace, directory: Path) -> tuple[float, float, float]:
+    """Return the naive script's seconds per training and validation image, and memory in GB."""
     weights = options.weights
     weights = weights if weights in ("imagenet", "none") else Path(weights).absolute()
-    half = max(options.slice // 2, BATCH)
+    half = max(options.timed_images // 2, BATCH_SIZE)
     _, memory, output = run(
-        *("benchmarks/textbook.py", "resnet50", *common_options(options), "--weights", weights),
-        *(TRAIN, options.slice, VALIDATION, half, "--epochs", 2),
-        cwd=folder,
+        *("benchmarks/naive_keras.py", "resnet50", *common_options(options), "--weights", weights),
+        *(TRAIN, options.timed_images, VALIDATION, half, "--epochs", 2),
+        cwd=directory,
     )
-    result = json.loads(output.splitlines()[-1])  # its first epoch compiles
+    result = json.loads(output.splitlines()[-1])  # the first epoch compiles
     return (
-        result["training_seconds"][1] / options.slice,
+        result["training_seconds"][1] / options.timed_images,
         result["validation_seconds"][1] / half,
         memory,
     )
 
 
-def job(options: argparse.Namespace) -> str:
-    """The whole job's table: the textbook script's cost, from a slice before each recipe."""
+def end_to_end(options: argparse.Namespace) -> str:
+    """Compare the recipes with the naive script, which is timed before each recipe."""
     train, epochs = options.train_size, options.epochs
     sizes = {TRAIN: train, VALIDATION: max(train // 10, 10), TEST: max(train // 5, 10)}
-    more = [word for pair in sizes.items() for word in pair]
-    more += ["--epochs", epochs, "--patience", epochs]
-    slices, measured = [], {}
-    with tempfile.TemporaryDirectory() as folder:
+    argv = [arg for pair in sizes.items() for arg in pair]
+    argv += ["--epochs", epochs, "--patience", epochs]
+    timings, measured = [], {}
+    with tempfile.TemporaryDirectory() as directory:
         for recipe in RECIPES:
-            slices.append(textbook_slice(options, Path(folder)))
+            timings.append(time_naive_keras(options, Path(directory)))
             for run in "first run", "later run":
-                measured[f"`--recipe {recipe}`, {run}"] = ours(
-                    *(options, Path(folder), *more, "--recipe", recipe, "--cache-dir", recipe)
+                measured[f"`--recipe {recipe}`, {run}"] = run_resnet50(
+                    *(options, Path(directory), *argv, "--recipe", recipe, "--cache-dir", recipe)
                 )
-    training, validation = (statistics.mean(part[i] for part in slices) for i in range(2))
-    textbook = epochs * (sizes[TRAIN] * training + sizes[VALIDATION] * validation)
-    textbook += sizes[TEST] * validation
+    training, validation = (statistics.mean(part[i] for part in timings) for i in range(2))
+    naive = epochs * (sizes[TRAIN] * training + sizes[VALIDATION] * validation)
+    naive += sizes[TEST] * validation
     rows = [
-        ["textbook script", f"{duration(textbook)} (extrapolated)", "1 ×", f"{slices[0][2]:.1f} GB"]
+        [
+            "naive Keras script",
+            f"{format_duration(naive)} (extrapolated)",
+            "1 ×",
+            f"{timings[0][2]:.1f} GB",
+        ]
     ]
     for name, (seconds, memory, _) in measured.items():
-        ratio, peak = f"{textbook / seconds:,.0f} ×", f"{memory:.1f} GB"
-        rows.append([name, duration(seconds), ratio, peak])
-    rates = spread([1 / part[0] for part in slices])
+        ratio, peak = f"{naive / seconds:,.0f} ×", f"{memory:.1f} GB"
+        rows.append([name, format_duration(seconds), ratio, peak])
+    rates = format_median_range([1 / part[0] for part in timings])
     return (
-        markdown(["", "time", "ratio", "memory"], rows)
+        markdown_table(["", "time", "ratio", "memory"], rows)
         + f"\n\n{sizes[TRAIN]:,} training, {sizes[VALIDATION]:,} validation, {sizes[TEST]:,} test "
-        f"images, {epochs} epochs; `resnet50_fashion.py`'s commands measured whole, the textbook "
-        "script (frozen base within `fit`, enlarging by tf.data) on slices, one before each "
-        f"recipe, of {options.slice} images: {rates} images/s in training, {1 / validation:.1f} in "
-        "validation."
+        f"images, {epochs} epochs; the complete commands of `resnet50_fashion.py` are measured. "
+        "The naive Keras script (frozen base inside `fit`, upscaling by tf.data) is timed before "
+        f"each recipe on {options.timed_images} images: {rates} images/s in training, "
+        f"{1 / validation:.1f} in validation."
     )
 
 
 def baseline(options: argparse.Namespace) -> str:
-    """The baseline's table."""
+    """Compare cnn_basic.py with a plain `fit`."""
     plain, this = [], []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        directory = Path(name)
         for _ in range(options.rounds):
             arguments = *common_options(options), "--epochs", options.epochs
-            seconds, memory, output = run("benchmarks/textbook.py", "basic", *arguments, cwd=folder)
+            seconds, memory, output = run(
+                "benchmarks/naive_keras.py", "basic", *arguments, cwd=directory
+            )
             result = json.loads(output.splitlines()[-1])
             epochs = np.add(result["training_seconds"], result["validation_seconds"])
             plain.append((seconds, memory, epochs[1:] if len(epochs) > 1 else epochs))
-            output_dir = folder / "outputs"
+            output_dir = directory / "outputs"
             seconds, memory, _ = run(
                 *("cnn_basic.py", *arguments, "--wandb", "disabled", "--output-dir", output_dir),
-                cwd=folder,
+                cwd=directory,
             )
             lines = (output_dir / "history.csv").read_text().splitlines()
             column = lines[0].split(",").index("seconds")
@@ -578,28 +642,34 @@ def baseline(options: argparse.Namespace) -> str:
             this.append((seconds, memory, epochs[1:] or epochs))
     rows = []
     reference = statistics.median(np.concatenate([part[2] for part in plain]))
-    for name, parts in ("plain `fit`, batch 32", plain), ("`cnn_basic.py`", this):
+    for name, parts in ("plain `fit`, batch size 32", plain), ("`cnn_basic.py`", this):
         epochs = np.concatenate([part[2] for part in parts]).tolist()
         ratio = f"{reference / statistics.median(epochs):.1f} ×"
-        command = spread([part[0] for part in parts])
+        command = format_median_range([part[0] for part in parts])
         rows.append(
-            [name, f"{spread(epochs, 2)} s", ratio, f"{command} s", f"{parts[0][1]:.1f} GB"]
+            [
+                name,
+                f"{format_median_range(epochs, 2)} s",
+                ratio,
+                f"{command} s",
+                f"{parts[0][1]:.1f} GB",
+            ]
         )
     return (
-        markdown(["", "an epoch", "ratio", "whole command", "memory"], rows)
+        markdown_table(["", "epoch", "ratio", "complete command", "memory"], rows)
         + f"\n\nMedian (range) of the epochs after the first, {options.epochs} epochs, "
-        f"{options.rounds} commands each in turn. The plain script evaluates, draws and saves "
-        "nothing, and its commands are the shorter for it."
+        f"{options.rounds} alternating commands each. The plain script does not evaluate, plot or "
+        "save anything."
     )
 
 
-def growth(options: argparse.Namespace) -> str:
-    """The table of seconds and memory by the number of images."""
+def scaling(options: argparse.Namespace) -> str:
+    """Measure seconds and memory by the number of images."""
     rows, points = [], []
     for images in sorted(set(options.sizes)):
         tenth = images // 10
         with tempfile.TemporaryDirectory() as name:
-            seconds, memory, metrics = ours(
+            seconds, memory, metrics = run_resnet50(
                 options,
                 Path(name),
                 *(
@@ -619,21 +689,21 @@ def growth(options: argparse.Namespace) -> str:
     slope, fixed = np.polyfit(*zip(*points, strict=True), 1)
     worst = max(abs(fixed + slope * images - seconds) for images, seconds in points)
     return (
-        markdown(["images", "whole command", "of it extraction", "memory"], rows)
-        + f"\n\nFrom an empty cache; 80 % of the images are for training. Fitted: {fixed:.1f} s + "
-        f"{1000 * slope:.1f} s for each 1,000 images; no point is off by more than {worst:.1f} s."
+        markdown_table(["images", "complete command", "of which extraction", "memory"], rows)
+        + f"\n\nWith an empty cache; 80 % of the images are training images. Linear fit: "
+        f"{fixed:.1f} s + {1000 * slope:.1f} s per 1,000 images; largest residual {worst:.1f} s."
     )
 
 
-def ninety(options: argparse.Namespace) -> str:
-    """The table of the time to 90 %."""
-    more = *QUICK, TEST, 2000, "--cache-dir", "cache"
+def time_to_90(options: argparse.Namespace) -> str:
+    """Measure the time to 90 % validation accuracy."""
+    argv = *SMALL_RUN_ARGS, TEST, 2000, "--cache-dir", "cache"
     with tempfile.TemporaryDirectory() as name:
-        for train, validation in NINETY:
+        for train, validation in SUBSET_SIZES:
             lows = []
             for seed in range(3):
                 sizes = TRAIN, train, VALIDATION, validation
-                metrics = ours(options, Path(name), *more, *sizes, "--seed", seed)[2]
+                metrics = run_resnet50(options, Path(name), *argv, *sizes, "--seed", seed)[2]
                 lows.append(metrics["validation"]["interval95"][0])
                 if lows[-1] <= 0.9:
                     break
@@ -641,46 +711,53 @@ def ninety(options: argparse.Namespace) -> str:
             if min(lows) > 0.9:
                 break
         else:
-            return "None of the sizes tried got there."
+            return "None of the subset sizes reaches 90 %."
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        seconds, memory, metrics = ours(options, folder, *more, *sizes)
-        training, evaluation, _ = textbook_slice(options, folder)
+        directory = Path(name)
+        seconds, memory, metrics = run_resnet50(options, directory, *argv, *sizes)
+        training, evaluation, _ = time_naive_keras(options, directory)
     accuracy, (low, high) = metrics["validation"]["accuracy"], metrics["validation"]["interval95"]
     epoch = 55_000 * training + 5_000 * evaluation
     rows = [
         [
-            *(f"`resnet50_fashion.py {' '.join(map(str, QUICK))}`", f"{train:,} + {validation:,}"),
-            *(f"{accuracy:.1%} ({low:.1%} to {high:.1%})", duration(seconds), f"{memory:.1f} GB"),
+            *(
+                f"`resnet50_fashion.py {' '.join(map(str, SMALL_RUN_ARGS))}`",
+                f"{train:,} + {validation:,}",
+            ),
+            *(
+                f"{accuracy:.1%} ({low:.1%} to {high:.1%})",
+                format_duration(seconds),
+                f"{memory:.1f} GB",
+            ),
         ],
         [
-            *("textbook script, one epoch", "55,000 + 5,000", "not measured"),
-            *(f"{duration(epoch)} (extrapolated)", ""),
+            *("naive Keras script, one epoch", "55,000 + 5,000", "not measured"),
+            *(f"{format_duration(epoch)} (extrapolated)", ""),
         ],
     ]
     header = "", "training + validation images", "validation accuracy", "time", "memory"
     return (
-        markdown(header, rows)
-        + "\n\nThe whole command from an empty cache, 2,000 test images; the fewest images of "
-        f"{', '.join(f'{t:,} + {v:,}' for t, v in NINETY)} whose 95 % interval lies above 90 % "
-        "with seeds 0, 1 and 2."
+        markdown_table(header, rows)
+        + "\n\nThe complete command with an empty cache and 2,000 test images; the smallest subset "
+        f"of {', '.join(f'{t:,} + {v:,}' for t, v in SUBSET_SIZES)} whose 95 % interval lies above "
+        "90 % with seeds 0, 1 and 2."
     )
 
 
 SECTIONS = {
     "runtimes": runtimes,
-    "job": job,
+    "end_to_end": end_to_end,
     "baseline": baseline,
-    "growth": growth,
-    "ninety": ninety,
+    "scaling": scaling,
+    "time_to_90": time_to_90,
 }
-# The options that a section heeds, besides data and weights.
-USED = {
-    "runtimes": ("images", "pass_images", "rounds"),
-    "job": ("train_size", "epochs", "slice"),
+# Options of each section besides data and weights.
+SECTION_OPTIONS = {
+    "runtimes": ("images", "extraction_images", "rounds"),
+    "end_to_end": ("train_size", "epochs", "timed_images"),
     "baseline": ("epochs", "rounds"),
-    "growth": ("sizes",),
-    "ninety": ("slice",),
+    "scaling": ("sizes",),
+    "time_to_90": ("timed_images",),
 }
 
 if __name__ == "__main__":

@@ -106,7 +106,9 @@ def test_each_other_backbone_can_be_fine_tuned_saved_and_loaded(name, run_real):
     assert len(result.history) == 4
 
 
-@pytest.mark.parametrize("inputs", ["cached", pytest.param("computed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.versions
+@pytest.mark.parametrize("inputs", ["cached", "computed"])
 def test_predictions_equal_the_saved_models(inputs, run, monkeypatch):
     saved = {}
 

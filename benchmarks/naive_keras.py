@@ -1,11 +1,11 @@
-"""The two models as textbooks train them: what `speed.py` compares this project's scripts with.
+"""Naive Keras scripts for both models, which the other benchmarks compare the scripts with.
 
-`basic` is a plain `fit` at batch 32. `resnet50` is the usual transfer-learning script: a frozen
-ResNet50 within the model, through which every image goes again in every epoch, enlarged by tf.data.
-`head` is the head of it alone, on the averages in resnet50_fashion.py's --cache-dir: what a frozen
-ResNet50 says of an image is the same in every epoch, so this is what the hours of that lead to.
-The last line of its output is JSON: seconds of each epoch's training and validation, accuracies,
-of `head` also that of the test images.
+`basic` is a plain `fit` at batch size 32. `resnet50` is the usual transfer-learning script: a
+frozen ResNet50 inside the model, through which every upscaled image goes in every epoch.
+`head` trains only the head on the features in resnet50_fashion.py's --cache-dir: the frozen
+backbone's output never changes, so this gives the same accuracy without the hours. The last line of
+the output is JSON: seconds of each epoch's training and validation, accuracies, and for `head` also
+the test accuracy.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fashion import errors
 from fashion.backbones import architectures
 from fashion.backbones.feature_cache import FeatureCache
-from fashion.datasets.dataset import FashionMNIST
+from fashion.datasets.dataset import ImageDataset
 from fashion.evaluation.metrics import wilson_interval
 
 import keras
@@ -32,30 +32,30 @@ import resnet50_fashion
 BATCH_SIZE = 32
 
 
-class Clock(keras.callbacks.Callback):
-    """The seconds of each epoch's training and validation."""
+class EpochTimer(keras.callbacks.Callback):
+    """Record the seconds of each epoch's training and validation."""
 
     def __init__(self) -> None:
-        """Starts with no epoch."""
+        """Start without epochs."""
         super().__init__()
         self.training, self.validation = [], []
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Starts."""
+        """Start the timer."""
         self.start = time.perf_counter()
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        """The training has ended, the validation begins."""
+        """Record the training time and restart the timer."""
         self.training.append(time.perf_counter() - self.start)
         self.start = time.perf_counter()
 
     def on_test_end(self, logs: dict | None = None) -> None:
-        """The validation has ended."""
+        """Record the validation time."""
         self.validation.append(time.perf_counter() - self.start)
 
 
-def basic() -> keras.Model:
-    """Float images (N, 28, 28) from 0 to 1 → probabilities (N, 10)."""
+def build_basic() -> keras.Model:
+    """Build the dense network: float images (N, 28, 28) in [0, 1] → probabilities (N, 10)."""
     return keras.Sequential(
         [
             keras.Input((28, 28)),
@@ -66,8 +66,8 @@ def basic() -> keras.Model:
     )
 
 
-def head() -> list[keras.Layer]:
-    """Averages (N, 2048) → probabilities (N, 10)."""
+def build_head_layers() -> list[keras.Layer]:
+    """Build the head: features (N, 2048) → probabilities (N, 10)."""
     return [
         keras.layers.Dense(512, activation="relu"),
         keras.layers.Dropout(0.5),
@@ -75,39 +75,39 @@ def head() -> list[keras.Layer]:
     ]
 
 
-def resnet50(weights: str) -> keras.Model:
-    """Preprocessed images (N, 224, 224, 3) → probabilities (N, 10)."""
-    backbone = architectures.load_network("resnet50", 224, weights, seed=0)  # frozen
+def build_resnet50(weights: str) -> keras.Model:
+    """Build the transfer-learning model: images (N, 224, 224, 3) → probabilities (N, 10)."""
+    backbone = architectures.build_network("resnet50", 224, weights, seed=0)  # frozen
     inputs = keras.Input((224, 224, 3))
     outputs = keras.layers.GlobalAveragePooling2D()(backbone(inputs, training=False))
-    for layer in head():
+    for layer in build_head_layers():
         outputs = layer(outputs)
     return keras.Model(inputs, outputs)
 
 
-def averages(options: argparse.Namespace, data: FashionMNIST) -> dict[str, np.ndarray]:
-    """What the frozen ResNet50 makes of each split's images: float32 (N, 2048), from the cache."""
+def load_pooled_features(options: argparse.Namespace, data: ImageDataset) -> dict[str, np.ndarray]:
+    """Load each split's pooled ResNet50 features from the cache: float32 (N, 2048)."""
     network = architectures.NetworkOptions(weights=options.weights)
     backbone = resnet50_fashion.load_backbone(resnet50_fashion.Options(network=network))
-    extractor = resnet50_fashion.build_extractor(backbone, ("conv5_avg",))
-    cache = FeatureCache(options.cache_dir / backbone.cache_name, extractor)
+    extractor = resnet50_fashion.build_feature_extractor(backbone, ("conv5_avg",))
+    cache = FeatureCache(options.cache_dir / backbone.cache_dir_name, extractor)
     features = {}
     for name, split in data.splits.items():
-        kept = np.empty((split.size, 2048), "float16")
-        cache.read(split, ["conv5_avg"], out=kept)
-        features[name] = kept.astype("float32")
+        values = np.empty((split.size, 2048), "float16")
+        cache.read(split, ["conv5_avg"], out=values)
+        features[name] = values.astype("float32")
     return features
 
 
-def enlarge(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A batch of gray images as a ResNet50 wants them."""
+def upscale(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Upscale and preprocess a batch of gray images for ResNet50."""
     rgb = tf.image.grayscale_to_rgb(tf.cast(images[..., None], "float32"))
-    enlarged = tf.image.resize(rgb, (224, 224))
-    return keras.applications.resnet50.preprocess_input(enlarged), labels
+    upscaled = tf.image.resize(rgb, (224, 224))
+    return keras.applications.resnet50.preprocess_input(upscaled), labels
 
 
 def main() -> None:
-    """Data → model → fit."""
+    """Load the data, build the model and train it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=("basic", "resnet50", "head"))
     parser.add_argument("--data-dir", type=Path)
@@ -126,44 +126,44 @@ def main() -> None:
         )
     )
     keras.utils.set_random_seed(0)
-    clock = Clock()
-    inputs, more = {}, {}
+    timer = EpochTimer()
+    inputs, extra_results = {}, {}
     if options.model == "resnet50":
-        model = resnet50(options.weights)
+        model = build_resnet50(options.weights)
         for name in "train", "validation":
             split = data.splits[name]
             images = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
             images = images.shuffle(10_000) if name == "train" else images
-            batches = images.batch(BATCH_SIZE).map(enlarge, tf.data.AUTOTUNE)
+            batches = images.batch(BATCH_SIZE).map(upscale, tf.data.AUTOTUNE)
             inputs[name] = batches.prefetch(tf.data.AUTOTUNE)
-        sets = {"x": inputs["train"], "shuffle": False, "validation_data": inputs["validation"]}
+        fit_args = {"x": inputs["train"], "shuffle": False, "validation_data": inputs["validation"]}
     else:
         if options.model == "basic":
-            model = basic()
+            model = build_basic()
             inputs = {k: split.images.astype("float32") / 255 for k, split in data.splits.items()}
         else:
-            model = keras.Sequential([keras.Input((2048,)), *head()])
-            inputs = averages(options, data)
-        sets = {"x": inputs["train"], "y": data.train.labels, "batch_size": BATCH_SIZE}
-        sets["validation_data"] = inputs["validation"], data.validation.labels
+            model = keras.Sequential([keras.Input((2048,)), *build_head_layers()])
+            inputs = load_pooled_features(options, data)
+        fit_args = {"x": inputs["train"], "y": data.train.labels, "batch_size": BATCH_SIZE}
+        fit_args["validation_data"] = inputs["validation"], data.validation.labels
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    history = model.fit(**sets, epochs=options.epochs, callbacks=[clock], verbose=2).history
+    history = model.fit(**fit_args, epochs=options.epochs, callbacks=[timer], verbose=2).history
     if options.model == "head":
-        answers = model.predict(inputs["test"], verbose=0).argmax(axis=1)
-        right = float((answers == data.test.labels).mean())
-        more["images"] = {name: split.size for name, split in data.splits.items()}
-        more["test"] = {
-            "accuracy": right,
-            "interval95": wilson_interval(right, data.test.size),
+        predicted = model.predict(inputs["test"], verbose=0).argmax(axis=1)
+        accuracy = float((predicted == data.test.labels).mean())
+        extra_results["images"] = {name: split.size for name, split in data.splits.items()}
+        extra_results["test"] = {
+            "accuracy": accuracy,
+            "interval95": wilson_interval(accuracy, data.test.size),
         }
     print(
         json.dumps(
             {
-                "training_seconds": clock.training,
-                "validation_seconds": clock.validation,
+                "training_seconds": timer.training,
+                "validation_seconds": timer.validation,
                 "accuracy": np.round(history["accuracy"], 4).tolist(),
                 "val_accuracy": np.round(history["val_accuracy"], 4).tolist(),
-                **more,
+                **extra_results,
             }
         )
     )
