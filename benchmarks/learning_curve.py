@@ -98,8 +98,8 @@ def main() -> None:
         "",
         f"*Test accuracy on {TEST_IMAGES_PER_CLASS} images per class, mean ± standard deviation "
         f"over seeds {', '.join(map(str, options.seeds))}; a twelfth of the training images is "
-        f"used for validation. TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; weights "
-        f"{Path(options.weights).name}; {datetime.date.today()}; "
+        f"used for validation. TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; "
+        f"weights {Path(options.weights).name}; {datetime.date.today()}; "
         f"`python benchmarks/learning_curve.py --counts {' '.join(map(str, options.counts))} "
         f"--seeds {' '.join(map(str, options.seeds))}`*",
     ]

@@ -38,8 +38,8 @@ def number(text):
 
 @pytest.mark.slow
 def test_speed(tmp_path):
-    sizes = *("--images", 4, "--pass-images", 130, "--rounds", 1), *("--train-size", 40)
-    sizes += *("--epochs", 2), *("--slice", 32)
+    sizes = *("--images", 4, "--extraction-images", 130, "--rounds", 1), *("--train-size", 40)
+    sizes += *("--epochs", 2), *("--timed-images", 32)
     run(tmp_path, "speed.py", *sizes, "--output", tmp_path)
 
     *runtimes, _, _, published, fast = rows(tmp_path / "runtimes.md")
@@ -58,8 +58,8 @@ def test_speed(tmp_path):
         # All runtimes compute the same network: in bfloat16, with eight bits of precision.
         assert number(difference) < (0.5 if "float32" in name else 10)
 
-    textbook, *recipes = rows(tmp_path / "job.md")
-    assert "extrapolated" in textbook[1]
+    naive, *recipes = rows(tmp_path / "end_to_end.md")
+    assert "extrapolated" in naive[1]
     assert [row[0].split(",") for row in recipes] == [
         [f"`--recipe {recipe}`", run]
         for recipe in ("published", "fast", "best")
@@ -76,7 +76,7 @@ def test_accuracy(tmp_path, run_main):
     run(
         tmp_path,
         *("accuracy.py", "--rows", "basic", "--seeds", 0, 1, "--epochs", 1),
-        *("--output", tmp_path, "--picture", tmp_path / "frontier.png"),
+        *("--output", tmp_path, "--figure", tmp_path / "frontier.png"),
     )
     ((command, seeds, *cells),) = rows(tmp_path / "accuracy.md")
     assert command == "`python cnn_basic.py`" and seeds == "2"
@@ -121,7 +121,7 @@ def test_rows_of_the_accuracies_are_commands_that_the_scripts_take(accuracy):
         assert changed >= given, row
 
 
-def test_percent_is_mean_and_deviation_of_a_sample_or_one_with_its_interval(accuracy):
+def test_accuracies_are_mean_and_deviation_of_a_sample_or_one_with_its_interval(accuracy):
     results = [
         {
             "accuracy": {"validation": value, "test": value},
@@ -129,9 +129,9 @@ def test_percent_is_mean_and_deviation_of_a_sample_or_one_with_its_interval(accu
         }
         for value in (0.91, 0.93)
     ]
-    assert accuracy.percent(results, "test") == "92.00 ± 1.41 %"
-    assert accuracy.percent(results[:1], "validation") == "91.00 %"
-    assert accuracy.percent(results[:1], "test") == "91.00 % (89.0 to 94.0)"
+    assert accuracy.format_accuracy(results, "test") == "92.00 ± 1.41 %"
+    assert accuracy.format_accuracy(results[:1], "validation") == "91.00 %"
+    assert accuracy.format_accuracy(results[:1], "test") == "91.00 % (89.0 to 94.0)"
 
 
 def test_minutes_are_those_of_timed_runs(accuracy):
@@ -139,15 +139,24 @@ def test_minutes_are_those_of_timed_runs(accuracy):
     runs += [{"seconds": 400, "first": True}]
 
     def minutes(runs, first=False):
-        return accuracy.in_words(accuracy.median_seconds(runs, first))
+        return accuracy.format_duration(accuracy.median_seconds(runs, first))
 
     assert minutes(runs) == "95 s" and minutes(runs, first=True) == "6.7 min"
     assert minutes(runs[1:2]) == minutes([]) == "–"
 
 
 @pytest.mark.slow
-def test_own_classes(tmp_path):
-    run(tmp_path, "own_classes.py", "--counts", 6, "--seeds", 0, "--output", tmp_path / "table.md")
+def test_learning_curve(tmp_path):
+    run(
+        tmp_path,
+        "learning_curve.py",
+        "--counts",
+        6,
+        "--seeds",
+        0,
+        "--output",
+        tmp_path / "table.md",
+    )
     ((count, basic, resnet),) = rows(tmp_path / "table.md")
     assert count == "6"
     for cell in basic, resnet:
