@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fashion.datasets.dataset import SPLIT_SEED, RawDataset, validate_class_names
+from fashion.datasets.duplicates import warn_about_duplicates
 from fashion.datasets.image_cache import ImageCache, LabeledImages, join_sorted, load_images
 from fashion.errors import UsageError, UserError
 
@@ -88,7 +89,7 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
         validation_mask = np.arange(len(train.labels)) >= num_train
     else:
         validation_mask = _stratified_holdout(train.labels, VALIDATION_ONE_IN)
-    _warn_about_duplicates(
+    warn_about_duplicates(
         train.images[~validation_mask], train.images[validation_mask], test.images
     )
     return RawDataset(
@@ -200,20 +201,3 @@ def _stratified_holdout(labels: np.ndarray, one_in: int) -> np.ndarray:
         shuffled = np.random.default_rng([SPLIT_SEED, label]).permutation(indices)
         mask[shuffled[: max(1, len(indices) // one_in)]] = True
     return mask
-
-
-def _warn_about_duplicates(train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> None:
-    """Warn about validation or test images that also occur in an earlier split."""
-    seen: set[bytes] = set()
-    duplicates = []
-    for images in train, validation, test:
-        contents = [image.tobytes() for image in images]
-        duplicates.append(sum(content in seen for content in contents))
-        seen.update(contents)
-    if any(duplicates[1:]):
-        print(
-            f"Duplicate images: {duplicates[1]:,} of {len(validation):,} validation images also "
-            f"occur in the training set; {duplicates[2]:,} of {len(test):,} test images also occur "
-            "in the training or validation set.",
-            file=sys.stderr,
-        )
