@@ -1,0 +1,20 @@
+"""The warning about duplicate images: what is counted, and when nothing is printed."""
+
+from fashion.datasets.duplicates import warn_about_duplicates
+
+import numpy as np
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)
+
+
+def test_duplicates_of_earlier_splits_are_counted(capsys):
+    warn_about_duplicates(IMAGES[:5], IMAGES[4:7], IMAGES[[0, 6, 8]])
+    assert capsys.readouterr().err == (
+        "Duplicate images: 1 of 3 validation images also occur in the training set; 2 of 3 test "
+        "images also occur in the training or validation set.\n"
+    )
+
+
+def test_duplicates_within_the_training_set_are_no_reason_to_warn(capsys):
+    warn_about_duplicates(IMAGES[[0, 0, 1]], IMAGES[2:4], IMAGES[4:])
+    assert capsys.readouterr().err == ""
