@@ -97,6 +97,13 @@ def parse_options() -> argparse.Namespace:
         help="epochs of end_to_end and baseline (default: %(default)s)",
     )
     parser.add_argument(
+        "--recipes",
+        nargs="+",
+        choices=RECIPES,
+        default=RECIPES,
+        help="recipes of end_to_end (default: all)",
+    )
+    parser.add_argument(
         "--timed-images",
         type=int,
         default=128,
@@ -587,7 +594,7 @@ def end_to_end(options: argparse.Namespace) -> str:
     argv += ["--epochs", epochs, "--patience", epochs]
     timings, measured = [], {}
     with tempfile.TemporaryDirectory() as directory:
-        for recipe in RECIPES:
+        for recipe in options.recipes:
             timings.append(time_naive_keras(options, Path(directory)))
             for run in "first run", "later run":
                 measured[f"`--recipe {recipe}`, {run}"] = run_resnet50(
@@ -754,7 +761,7 @@ SECTIONS = {
 # Options of each section besides data and weights.
 SECTION_OPTIONS = {
     "runtimes": ("images", "extraction_images", "rounds"),
-    "end_to_end": ("train_size", "epochs", "timed_images"),
+    "end_to_end": ("recipes", "train_size", "epochs", "timed_images"),
     "baseline": ("epochs", "rounds"),
     "scaling": ("sizes",),
     "time_to_90": ("timed_images",),

@@ -22,7 +22,7 @@ def run(folder, script, *options):
         env=process_environment(folder),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -39,7 +39,7 @@ def number(text):
 @pytest.mark.slow
 def test_speed(tmp_path):
     sizes = *("--images", 4, "--extraction-images", 130, "--rounds", 1), *("--train-size", 40)
-    sizes += *("--epochs", 2), *("--timed-images", 32)
+    sizes += *("--epochs", 2), *("--timed-images", 32), *("--recipes", "fast")
     run(tmp_path, "speed.py", *sizes, "--output", tmp_path)
 
     *runtimes, _, _, published, fast = rows(tmp_path / "runtimes.md")
@@ -61,9 +61,7 @@ def test_speed(tmp_path):
     naive, *recipes = rows(tmp_path / "end_to_end.md")
     assert "extrapolated" in naive[1]
     assert [row[0].split(",") for row in recipes] == [
-        [f"`--recipe {recipe}`", run]
-        for recipe in ("published", "fast", "best")
-        for run in (" first run", " later run")
+        ["`--recipe fast`", run] for run in (" first run", " later run")
     ]
     plain, this = rows(tmp_path / "baseline.md")
     assert number(plain[2]) == 1
