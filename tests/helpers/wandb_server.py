@@ -1,7 +1,7 @@
-"""A stand-in for W&B's server on loopback: answers what wandb's client asks, keeps what it sends.
+"""A fake W&B server on localhost that answers wandb's requests and records what is uploaded.
 
-It speaks the part of W&B's GraphQL, file stream and file upload that a run and `wandb sync` need,
-of wandb 0.21.1 and of the newest, and can fail as servers do, from a request on that a test names.
+It implements the parts of W&B's GraphQL, file stream and file upload APIs that a run and
+`wandb sync` need, for wandb 0.21.1 and the newest version, and can simulate server failures.
 """
 
 import collections
@@ -18,7 +18,7 @@ ENTITY = "somebody"
 
 @dataclass
 class Artifact:
-    """What arrived of an artifact."""
+    """An uploaded artifact."""
 
     type: str
     name: str
@@ -32,11 +32,11 @@ class Artifact:
 
 @dataclass
 class Run:
-    """What arrived of a run."""
+    """An uploaded run."""
 
     settings: dict = field(default_factory=dict)  # project, group, tags …
     config: dict = field(default_factory=dict)
-    streams: dict[str, dict[int, str]] = field(  # of each streamed file: its lines
+    streams: dict[str, dict[int, str]] = field(  # file name → line number → line
         default_factory=lambda: collections.defaultdict(dict)
     )
     files: dict[str, bytes] = field(default_factory=dict)
@@ -53,14 +53,13 @@ class Run:
 
 
 class Server:
-    """The server, from `with` to its end. `fail` is how it fails from some request on.
+    """The server; a context manager that starts and stops it.
 
     Args:
-        fault: what the first request that must fail gets, and each after it: "dies" (no
-            connection any more), "hangs" (no answer), a status such as 500, or a number of seconds
-            as a float, after which the right answer comes.
-        since: the first request's name, such as "CommitArtifact"; "" is any.
-        only: whether no others fail than those of that name.
+        fault: How requests fail: "dies" (the server stops), "hangs" (no response), an HTTP status
+            such as 500, or a delay in seconds as a float, after which the response is correct.
+        since: Name of the first request that fails, such as "CommitArtifact"; "" for any.
+        only: Whether only requests of that name fail; by default, all later ones fail.
     """
 
     def __init__(self, fault: str | int | float | None = None, since: str = "", only: bool = False):
@@ -76,16 +75,16 @@ class Server:
     def __enter__(self) -> "Server":
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
-        self.http.stand_in = self
+        self.http.fake_server = self
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
-    def __exit__(self, *of: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.die()
 
     def die(self) -> None:
-        """Ends it as a power cut would: nothing is answered, nobody can connect."""
+        """Stop abruptly: close all connections without a response and refuse new ones."""
         if not self.closed.is_set():
             self.closed.set()
             self.http.socket.close()
@@ -96,27 +95,27 @@ class Server:
 
     @property
     def run(self) -> Run:
-        """The only one."""
+        """The only run."""
         (run,) = self.runs.values()
         return run
 
     def artifact(self, kind: str) -> Artifact:
-        """The only committed one of a type."""
-        (found,) = [a for a in self.artifacts.values() if a.type == kind and a.committed]
-        return found
+        """Return the only committed artifact of a type."""
+        (artifact,) = [a for a in self.artifacts.values() if a.type == kind and a.committed]
+        return artifact
 
     def url_of(self, *path: str) -> str:
-        """Where a file is to be put."""
+        """Return the upload URL of a file."""
         return "/".join([self.url, "put", *(urllib.parse.quote(part, safe="") for part in path)])
 
-    # ------------------------------------------------------------------- what it is asked
+    # ------------------------------------------------------------------- requests
 
-    def answer(self, name: str, asked: dict) -> dict:
-        """The data of a GraphQL operation's answer."""
+    def respond(self, name: str, variables: dict) -> dict:
+        """Return the data of the response to a GraphQL operation."""
         method = getattr(self, f"on_{name}", None)
-        return method(**asked) if method else {}
+        return method(**variables) if method else {}
 
-    def on_Viewer(self, **of: object) -> dict:
+    def on_Viewer(self, **_: object) -> dict:
         teams = {"edges": [{"node": {"name": ENTITY}}]}
         viewer = {"id": "viewer", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}"}
         server = {"cliVersionInfo": {"max_cli_version": "1.0.0"}}
@@ -125,7 +124,7 @@ class Server:
     def on_ServerFeaturesQuery(self) -> dict:
         return {"serverInfo": {"features": []}}
 
-    def on_ProbeServerCapabilities(self) -> dict:  # of wandb 0.21
+    def on_ProbeServerCapabilities(self) -> dict:  # used by wandb 0.21
         types = {
             "QueryType": "serverInfo",
             "ServerInfoType": "cliVersionInfo",
@@ -133,7 +132,7 @@ class Server:
         }
         return {name: {"fields": [{"name": known}]} for name, known in types.items()}
 
-    def on_InputFields(self, **of: object) -> dict:
+    def on_InputFields(self, **_: object) -> dict:
         names = (
             "tags",
             "runName",
@@ -144,8 +143,8 @@ class Server:
         )
         return {"TypeInfo": {"inputFields": [{"name": name} for name in names]}}
 
-    def on_ArtifactType(self, **of: object) -> dict:
-        return {"project": None}  # any type is right
+    def on_ArtifactType(self, **_: object) -> dict:
+        return {"project": None}  # accepts any type
 
     def on_UpsertBucket(self, name: str, project: str, config: str | None, **more: object) -> dict:
         inserted = name not in self.runs
@@ -164,31 +163,31 @@ class Server:
         }
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
-    def on_CreateRunFiles(self, run: str, files: list[str], **of: object) -> dict:
+    def on_CreateRunFiles(self, run: str, files: list[str], **_: object) -> dict:
         urls = [{"name": name, "uploadUrl": self.url_of("run", run, name)} for name in files]
         return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": urls}}
 
-    def on_CreateArtifact(self, **asked: object) -> dict:
-        asked = asked.get("input", asked)
+    def on_CreateArtifact(self, **variables: object) -> dict:
+        variables = variables.get("input", variables)
         number = str(len(self.artifacts))
         self.artifacts[number] = Artifact(
-            type=asked["artifactTypeName"],
-            name=asked.get("artifactCollectionName") or asked["artifactCollectionNames"][0],
-            digest=asked["digest"],
-            run=asked.get("runName"),
-            metadata=json.loads(asked.get("metadata") or "{}"),
+            type=variables["artifactTypeName"],
+            name=variables.get("artifactCollectionName") or variables["artifactCollectionNames"][0],
+            digest=variables["digest"],
+            run=variables.get("runName"),
+            metadata=json.loads(variables.get("metadata") or "{}"),
         )
         sequence = {"id": number, "latestArtifact": None}
         artifact = {"id": number, "state": "PENDING", "artifactSequence": sequence}
         return {"createArtifact": {"artifact": artifact}}
 
-    def on_CreateArtifactManifest(self, artifactID: str, **of: object) -> dict:
+    def on_CreateArtifactManifest(self, artifactID: str, **_: object) -> dict:
         url = self.url_of("manifest", artifactID)
         file = {"id": artifactID, "uploadUrl": url, "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": artifactID, "file": file}}}
 
-    def on_CreateArtifactFiles(self, **asked: object) -> dict:
-        specs = asked.get("input", {}).get("artifactFiles") or asked.get("artifactFiles")
+    def on_CreateArtifactFiles(self, **variables: object) -> dict:
+        specs = variables.get("input", {}).get("artifactFiles") or variables.get("artifactFiles")
         nodes = [
             {
                 "displayName": spec["name"],
@@ -204,42 +203,42 @@ class Server:
     def on_CommitArtifact(self, artifactID: str) -> dict:
         artifact = self.artifacts[artifactID]
         artifact.committed = True
-        found = {"id": artifactID, "digest": artifact.digest}
-        return {"commitArtifact": {"artifact": found}}
+        committed = {"id": artifactID, "digest": artifact.digest}
+        return {"commitArtifact": {"artifact": committed}}
 
     def on_ArtifactByID(self, id: str) -> dict:
-        found = self.artifacts[id]
+        artifact = self.artifacts[id]
         project = {"id": "p", "internalId": "p", "name": "mine", "entity": {"name": ENTITY}}
         project |= {"entityName": ENTITY}  # of wandb 0.21
-        sequence = {"__typename": "ArtifactSequence", "id": "s", "name": found.name}
-        described = {
+        sequence = {"__typename": "ArtifactSequence", "id": "s", "name": artifact.name}
+        values = {
             "__typename": "Artifact",
             "id": id,
             "artifactSequence": sequence | {"project": project},
-            "artifactType": {"name": found.type},
+            "artifactType": {"name": artifact.type},
             "versionIndex": 0,
-            "metadata": json.dumps(found.metadata),
+            "metadata": json.dumps(artifact.metadata),
             "ttlDurationSeconds": -2,
             "ttlIsInherited": True,
             "tags": [],
             "aliases": [],
             "state": "COMMITTED",
-            "size": sum(map(len, found.files.values())),
-            "fileCount": len(found.files),
-            "digest": found.digest,
+            "size": sum(map(len, artifact.files.values())),
+            "fileCount": len(artifact.files),
+            "digest": artifact.digest,
             "createdAt": "2026-01-01T00:00:00",
         }
         empty = dict.fromkeys(("description", "historyStep", "commitHash", "updatedAt"))
-        return {"artifact": described | empty}
+        return {"artifact": values | empty}
 
     on_ArtifactByIDShort = on_ArtifactByID  # of wandb 0.21
 
-    def on_file_stream(self, run: str, asked: dict) -> None:
-        for name, part in (asked.get("files") or {}).items():
+    def on_file_stream(self, run: str, request: dict) -> None:
+        for name, part in (request.get("files") or {}).items():
             lines = enumerate(part["content"], start=part["offset"])
             self.runs[run].streams[name] |= dict(lines)
-        if asked.get("complete"):
-            self.runs[run].exit_code = asked["exitcode"]
+        if request.get("complete"):
+            self.runs[run].exit_code = request["exitcode"]
 
     def on_put(self, kind: str, number: str, name: str = "", *, body: bytes) -> None:
         if kind == "run":
@@ -251,37 +250,37 @@ class Server:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Takes the requests apart."""
+    """Parses requests and passes them to the `Server`."""
 
     protocol_version = "HTTP/1.1"
 
     def setup(self) -> None:
         super().setup()
-        self.server.stand_in.connections.add(self.connection)
+        self.server.fake_server.connections.add(self.connection)
 
     def finish(self) -> None:
-        self.server.stand_in.connections.discard(self.connection)
+        self.server.fake_server.connections.discard(self.connection)
         with contextlib.suppress(OSError):
             super().finish()
 
-    def log_message(self, *of: object) -> None:
-        """Nothing."""
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
 
     def handle_one_request(self) -> None:
-        with contextlib.suppress(OSError):  # it died, or the client did
+        with contextlib.suppress(OSError):  # either side closed the connection
             super().handle_one_request()
             return
         self.close_connection = True
 
-    def respond(self) -> None:
+    def handle_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        server = self.server.stand_in
+        server = self.server.fake_server
         path = [urllib.parse.unquote(part) for part in self.path.split("/")[1:]]
-        asked = json.loads(body) if path[0] in ("graphql", "files") else {}
-        name = " ".join([path[-1], *(asked.get("files") or {})])
+        request = json.loads(body) if path[0] in ("graphql", "files") else {}
+        name = " ".join([path[-1], *(request.get("files") or {})])
         if path[0] == "graphql":
-            named = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
-            name = named[1] if named else "Viewer"  # to which wandb 0.21 gives no name
+            match = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+            name = match[1] if match else "Viewer"  # wandb 0.21 does not name this query
         with server.lock:
             server.requests.append(name)
             fails = server.fault is not None and server.since in name
@@ -290,20 +289,20 @@ class Handler(BaseHTTPRequestHandler):
         fails = fails if server.only else server.failing.is_set()
         if fails and self.fail(server, server.fault):
             return
-        answer: dict = {}
+        response: dict = {}
         with server.lock:
             if path[0] == "graphql":
-                answer = {"data": server.answer(name, asked.get("variables") or {})}
+                response = {"data": server.respond(name, request.get("variables") or {})}
             elif path[-1] == "file_stream":
-                server.on_file_stream(path[-2], asked)
+                server.on_file_stream(path[-2], request)
             elif path[0] == "put":
                 server.on_put(*path[1:], body=body)
-        self.send(200, json.dumps(answer).encode())
+        self.send(200, json.dumps(response).encode())
 
-    do_GET = do_POST = do_PUT = respond
+    do_GET = do_POST = do_PUT = handle_request
 
     def fail(self, server: Server, fault: str | int | float) -> bool:
-        """Fails; whether no right answer must follow."""
+        """Simulate a failure; return whether the request is finished."""
         if fault == "dies":
             server.die()
         elif fault == "hangs":
