@@ -79,6 +79,9 @@ def test_dashboard_contains_nearest_training_images(wandb_tables, offline_run, s
     train, test_embeddings = (
         compute_embeddings(offline_run.result.model, x) for x in (images, test.images)
     )
+    # In bfloat16, features depend on the batch size.
+    is_bfloat16 = metrics.get("weights", {}).get("precision") == "bfloat16"
+    tolerance = 0.05 if is_bfloat16 else 0.01
     rows, mistakes = wandb_tables["test/nearest_neighbors"], wandb_tables["test/mistakes"][:12]
     assert [row["index"] for row in rows] == [row["position"] for row in mistakes]
     for row in rows:
@@ -89,10 +92,10 @@ def test_dashboard_contains_nearest_training_images(wandb_tables, offline_run, s
         )
         distances = np.linalg.norm(train - test_embeddings[i], axis=1)
         logged = [row[f"distance {k}"] for k in range(1, 5)]
-        np.testing.assert_allclose(logged, np.sort(distances)[:4], rtol=0.01, atol=0.01)
+        np.testing.assert_allclose(logged, np.sort(distances)[:4], tolerance, tolerance)
         for k, distance in enumerate(logged, start=1):
             (j,) = np.flatnonzero(split.indices[: len(images)] == row[f"neighbor index {k}"])
-            assert distances[j] == pytest.approx(distance, rel=0.01, abs=0.01)
+            assert distances[j] == pytest.approx(distance, tolerance, tolerance)
             assert row[f"label {k}"] == CLASS_NAMES[split.labels[j]]
 
 
