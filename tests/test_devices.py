@@ -1,5 +1,6 @@
 """Precision, memory errors, inference in batches, one device and two."""
 
+import json
 import subprocess
 import sys
 
@@ -9,9 +10,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.scripts import ROOT, SAMPLE, Result, process_environment
+from helpers.scripts import ROOT, SAMPLE, Result, process_environment, train_in_process
 
 import common
+import resnet50_fashion
 
 FAST = (
     *("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64, "--precision", "float32"),
@@ -87,35 +89,41 @@ def test_configure_gpus_enables_determinism_only_with_gpus(monkeypatch):
     assert calls == [["a GPU"]]
 
 
-DETERMINISTIC = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import fashion
-import tensorflow as tf
-tf.config.experimental.enable_op_determinism()
-import {{script}}
-from fashion.cli import command_line
-command_line.run_script({{script}}.main, {{script}}.Options, "")
+RUN_MAIN = """
+import importlib
+import json
+from fashion.cli.command_line import parse_options
+for script, *argv in json.loads(sys.argv[1]):
+    module = importlib.import_module(script)
+    module.main(parse_options(module.Options, None, argv))
 """
 
 
+def run_in_configured_process(configuration, directory, *command_lines):
+    """Call scripts' `main`, one after the other, in a process with a TensorFlow configuration."""
+    imports = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport fashion\n"
+    argv = json.dumps([list(map(str, command_line)) for command_line in command_lines])
+    subprocess.run(
+        [sys.executable, "-c", imports + configuration + RUN_MAIN, argv],
+        cwd=directory,
+        env=process_environment(directory),
+        check=True,
+    )
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("inputs", ["cached", "augmented"])
-def test_runs_support_deterministic_ops(inputs, tmp_path):
+def test_runs_support_deterministic_ops(tmp_path):
     """On a CPU, this shows that each random operation has a seed."""
-    argv = {
-        "resnet50_fashion": (*FAST, "--fine-tune-inputs", inputs, "--cache-dir", tmp_path),
-        "cnn_basic": ("--data-dir", SAMPLE, "--epochs", 1, "--wandb", "disabled"),
-    }
-    for script, more in argv.items():
-        more = (*more, "--output-dir", tmp_path / script)
-        subprocess.run(
-            [sys.executable, "-c", DETERMINISTIC.format(script=script), *map(str, more)],
-            cwd=tmp_path,
-            env=process_environment(tmp_path),
-            check=True,
-        )
-        assert Result(tmp_path / script).history
+    tuned = ("resnet50_fashion", *FAST, "--cache-dir", tmp_path, "--fine-tune-inputs")
+    basic = ("cnn_basic", "--data-dir", SAMPLE, "--epochs", 1, "--wandb", "disabled")
+    command_lines = [(*tuned, "cached"), (*tuned, "augmented"), basic]
+    run_in_configured_process(
+        "import tensorflow as tf\ntf.config.experimental.enable_op_determinism()\n",
+        tmp_path,
+        *((*argv, "--output-dir", tmp_path / str(i)) for i, argv in enumerate(command_lines)),
+    )
+    for i in range(len(command_lines)):
+        assert Result(tmp_path / str(i)).history
 
 
 def build_one_weight_model(dtype):
@@ -191,40 +199,45 @@ def test_predict_on_replicas_keeps_output_names():
     assert devices.predict_on_replicas(model, []) == []
 
 
-TWO_DEVICES = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import fashion
+TWO_DEVICES = """
 import tensorflow as tf
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
 two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 tf.distribute.experimental_set_strategy(two)
-import resnet50_fashion
-from fashion.cli import command_line
-command_line.run_script(resnet50_fashion.main, resnet50_fashion.Options, "")
 """
 
 
 @pytest.mark.slow
 def test_two_devices_equal_one(tmp_path):
-    """Features bit for bit; losses within float32 rounding without dropout."""
-    scripts = {"one": [ROOT / "resnet50_fashion.py"], "two": ["-c", TWO_DEVICES]}
-    for name, script in scripts.items():
-        folders = ("--cache-dir", tmp_path / name, "--output-dir", tmp_path / f"{name}-output")
-        argv = (*script, *FAST, *folders)
-        subprocess.run(
-            [sys.executable, *map(str, argv)],
-            cwd=tmp_path,
-            env=process_environment(tmp_path),
-            check=True,
+    """Features bit for bit; losses within float32 rounding without dropout.
+
+    Trained batch normalization uses the statistics of the batches of both devices.
+    """
+    command_lines = {
+        (name, batch_norm): (
+            *FAST,
+            *("--fine-tune-batch-norm", batch_norm, "--cache-dir", tmp_path / name),
+            *("--output-dir", tmp_path / f"{name}-{batch_norm}"),
         )
+        for name in ("one", "two")
+        for batch_norm in ("frozen", "trained")
+    }
+    two = [argv for (name, _), argv in command_lines.items() if name == "two"]
+    run_in_configured_process(TWO_DEVICES, tmp_path, *(("resnet50_fashion", *argv) for argv in two))
+    for (name, _), argv in command_lines.items():
+        if name == "one":
+            train_in_process(resnet50_fashion, *argv)
     caches = [
         {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.npz")}
-        for name in scripts
+        for name in ("one", "two")
     ]
     assert len(caches[0]) == 2 * 5 and caches[0] == caches[1]
-    one, two = (Result(tmp_path / f"{name}-output").history for name in scripts)
-    for expected, row in zip(one, two, strict=True):
-        assert row["loss"] == pytest.approx(expected["loss"], rel=0.01)
-        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.01)
+    losses = {}
+    for batch_norm in "frozen", "trained":
+        one, two = (Result(tmp_path / f"{name}-{batch_norm}").history for name in ("one", "two"))
+        for expected, row in zip(one, two, strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], rel=0.01)
+            assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=0.01)
+        losses[batch_norm] = one[-1]["loss"]
+    assert losses["frozen"] != pytest.approx(losses["trained"], rel=0.01)

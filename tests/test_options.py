@@ -46,6 +46,8 @@ def test_config_returns_every_option_with_paths_as_strings():
         "fine_tune_epochs": 13,
         "fine_tune_batch_size": 14,
         "fine_tune_learning_rate": 0.75,
+        "fine_tune_weight_decay": 0.25,
+        "fine_tune_batch_norm": "trained",
         "fine_tune_inputs": "augmented",
         "recipe": "fast",
     }
@@ -100,6 +102,8 @@ VALUES = {
     "--features": (["conv5", "conv4", "conv4_3x3", "conv4_4x4"], ["conv6", ""]),
     "--recipe": (["published"], ["slow", ""]),
     "--precision": (["auto", "float32", "bfloat16", "float16"], ["float64"]),
+    "--fine-tune-weight-decay": (["0", "0.05"], ["-0.1", "1", "x"]),
+    "--fine-tune-batch-norm": (["frozen", "trained"], ["on"]),
     "--fine-tune-inputs": (["cached", "computed", "augmented"], ["none"]),
 }
 

@@ -3,15 +3,12 @@
 import keras
 
 
-def add_augmentation(model: keras.Model) -> keras.Model:
-    """Put random flips, shifts and erasing in front of a model, for its training.
+def build_augmentation() -> keras.Model:
+    """Build random flips, shifts and erasing of uint8 (N, 28, 28) images, active in training.
 
     Images are flipped horizontally and shifted by up to two pixels. In a quarter of them, a
     rectangle is replaced by noise: random erasing (Zhong et al., 2017, arXiv:1708.04896, who erase
     in half of the images, but train for 300 epochs).
-
-    Args:
-        model: uint8 (N, 28, 28) images → outputs.
     """
     images = keras.Input((28, 28), dtype="uint8")
     flip = keras.layers.RandomFlip("horizontal", dtype="float32")
@@ -26,7 +23,13 @@ def add_augmentation(model: keras.Model) -> keras.Model:
         factor=(0.25, 0.25), scale=(0.02, 0.33), value_range=(0, 255), dtype="float32"
     )
     augmented = erase(shift(flip(keras.ops.expand_dims(keras.ops.cast(images, "float32"), -1))))
-    return keras.Model(images, model(keras.ops.cast(keras.ops.squeeze(augmented, -1), "uint8")))
+    return keras.Model(images, keras.ops.cast(keras.ops.squeeze(augmented, -1), "uint8"))
+
+
+def add_augmentation(model: keras.Model) -> keras.Model:
+    """Put `build_augmentation` in front of a model, uint8 (N, 28, 28) → outputs, for training."""
+    augmentation = build_augmentation()
+    return keras.Model(augmentation.input, model(augmentation.output))
 
 
 def flip_extractor_inputs(extractor: keras.Model, suffix: str) -> keras.Model:

@@ -1,23 +1,30 @@
 """Copies of a network with other inputs, another precision, or folded batch normalization."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 
-def copy_network(network: keras.Model, inputs: keras.KerasTensor, dtype: str) -> keras.Model:
+def copy_network(
+    network: keras.Model,
+    inputs: keras.KerasTensor,
+    dtype: str,
+    replace_layer: Callable[[keras.Layer, str], keras.Layer | None] = lambda layer, dtype: None,
+) -> keras.Model:
     """Copy a network without its weights, with other inputs.
 
     Args:
         network: Network of `keras.applications`, or its last layers.
         inputs: Inputs of the copy.
         dtype: Dtype policy of its layers, a value of `devices.DTYPE_POLICIES`.
+        replace_layer: Returns the new layer for a layer and `dtype`, or None to copy the layer.
     """
     return keras.models.clone_model(
         network,
         inputs,
-        clone_function=lambda layer: _copy_layer(layer, dtype),
+        clone_function=lambda layer: replace_layer(layer, dtype) or _copy_layer(layer, dtype),
         call_function=_call_layer,
     )
 

@@ -7,10 +7,19 @@ from typing import NamedTuple
 
 from fashion.datasets.dataset import ImageDataset
 
+import keras
 import numpy as np
 
 Z95 = 1.959964  # standard normal quantile of 97.5 %
 NUM_CALIBRATION_BINS = 15
+
+
+def parameter_counts(model: keras.Model) -> dict[str, int]:
+    """Return the number of trainable and frozen parameters of a model."""
+    return {
+        "trainable": sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
+    }
 
 
 def wilson_interval(proportion: float, n: int) -> tuple[float, float]:

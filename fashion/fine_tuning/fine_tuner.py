@@ -2,44 +2,27 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fashion import devices
 from fashion.backbones.architectures import Backbone
-from fashion.backbones.augmentation import add_augmentation, with_flip_tta
+from fashion.backbones.augmentation import add_augmentation, build_augmentation, with_flip_tta
 from fashion.backbones.feature_cache import FeatureCache
 from fashion.backbones.progress import Progress
 from fashion.datasets.dataset import ImageDataset
-from fashion.evaluation.embeddings import Predictions, with_embedding_output
+from fashion.evaluation.embeddings import Predictions
+from fashion.evaluation.metrics import parameter_counts
+from fashion.fine_tuning import batch_norm
 from fashion.fine_tuning.checkpoint import Checkpoint, load_or_create_checkpoint
 from fashion.fine_tuning.freezing import FreezePoint
 from fashion.fine_tuning.input_pipeline import InputPipeline
+from fashion.fine_tuning.tuned_models import TunedModels
 from fashion.fine_tuning.tuning_options import FineTuningOptions, HeadConfig, ScriptOptions
 from fashion.tracking.run import PreviousRun, Run
 
 import keras
 import numpy as np
 
-
-class _Models(NamedTuple):
-    """Models that share their weights.
-
-    Attributes:
-        full: uint8 (N, 28, 28) images → probabilities.
-        frozen: Images → inputs of `trainable`.
-        trainable: Outputs of `frozen` → probabilities.
-        activations: Cache of the outputs of `frozen`, if they are cached.
-    """
-
-    full: keras.Model
-    frozen: keras.Model
-    trainable: keras.Model
-    activations: FeatureCache | None
-
-    @property
-    def evaluated(self) -> keras.Model:
-        """The model whose inputs the input pipeline supplies, without augmentation."""
-        return self.trainable if self.activations else self.full
+RECALIBRATION_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -82,11 +65,16 @@ class FineTuner:
             models = self._build_models(head, run)
         batch_size_hint = "--fine-tune-batch-size, then continue with --resume"
         with run.stage("fine_tuning", oom_hint=batch_size_hint):
+            if self.freeze_point.train_batch_norm and not self.checkpoint.is_started:
+                self._recalibrate(models, run)
             is_augmented = self.options.fine_tune_inputs == "augmented"
             training_model = add_augmentation(models.full) if is_augmented else models.evaluated
             self._fit(training_model, models.activations, run)
         with run.stage("evaluation", oom_hint="--image-size"):
-            predictions = self._predict_splits(models, run.data)
+            if self.freeze_point.train_batch_norm:
+                run.update_metadata(parameters=parameter_counts(models.full))
+                models = models.fold(self.freeze_point, head)
+            predictions = models.predict_splits(run.data, average_flips=self.head_config.mirror)
         model = with_flip_tta(models.full) if self.head_config.mirror else models.full
         return model, predictions
 
@@ -94,9 +82,9 @@ class FineTuner:
         """Record in the checkpoint that the results are written."""
         self.checkpoint.mark_finished()
 
-    def _build_models(self, head: keras.Model, run: Run) -> _Models:
+    def _build_models(self, head: keras.Model, run: Run) -> TunedModels:
         """Split backbone and head at the freeze point; fill the cache of activations if wanted."""
-        frozen, trainable = self.freeze_point.split_model(head)
+        frozen, blocks, trainable = self.freeze_point.split_model(head)
         name = run.options.script_name
         full = keras.Model(frozen.input, trainable(frozen.output), name=name)
         activations = None
@@ -105,31 +93,18 @@ class FineTuner:
             activations = FeatureCache(cache_dir / frozen.name, frozen)
             splits = run.data.splits.values()
             activations.compute_missing(splits, Progress("Activations", run.wandb_run))
-        return _Models(full, frozen, trainable, activations)
+        return TunedModels(full, frozen, blocks, trainable, activations)
 
-    def _predict_splits(self, models: _Models, data: ImageDataset) -> dict[str, Predictions]:
-        """Return probabilities and embeddings of each split, averaged over the views."""
-        embedding_model = with_embedding_output(models.trainable)
-        full_embedding_model = keras.Model(
-            models.frozen.input, embedding_model(models.frozen.output)
-        )
-        if not models.activations:
-            embedding_model = full_embedding_model
-        pipeline, outputs = InputPipeline(models.evaluated, models.activations, batch_size=100), {}
-        with pipeline.reraise_cache_errors():
-            for name, split in data.splits.items():
-                outputs[name] = embedding_model.predict(pipeline.dataset(split), verbose=0)
-        if self.head_config.mirror:
-            for name, split in data.splits.items():
-                flipped = np.ascontiguousarray(split.images[:, :, ::-1])
-                outputs[name] += devices.predict_in_batches(
-                    full_embedding_model, flipped, batch_size=125
-                )
-                outputs[name] /= 2
-        num_classes = len(data.class_names)
-        return {
-            name: Predictions.from_outputs(values, num_classes) for name, values in outputs.items()
-        }
+    def _recalibrate(self, models: TunedModels, run: Run) -> None:
+        """Recalibrate batch normalization to training images, augmented if training is."""
+        images = run.data.train.images
+        images = images[:: max(len(images) // RECALIBRATION_IMAGES, 1)][:RECALIBRATION_IMAGES]
+        if self.options.fine_tune_inputs == "augmented":
+            augmentation = build_augmentation()
+            _reseed(augmentation, run.options.training.seed, epoch=0)
+            images = np.asarray(augmentation(images, training=True))
+        activations = keras.Model(models.frozen.input, models.frozen.output["activations"])
+        batch_norm.recalibrate(models.blocks, activations.predict(images, verbose=0))
 
     def _fit(self, model: keras.Model, activations: FeatureCache | None, run: Run) -> None:
         """Train with Adam, warm-up and cosine decay; restore the weights of the best epoch.
@@ -180,8 +155,12 @@ class FineTuner:
             warmup_steps=warmup_steps,
         )
         last_layer = self.freeze_point.backbone.inference_model.layers[-1]
+        optimizer = keras.optimizers.Adam(schedule)
+        if options.fine_tune_weight_decay:
+            optimizer = keras.optimizers.AdamW(schedule, options.fine_tune_weight_decay)
+            optimizer.exclude_from_weight_decay([x for x in model.variables if x.ndim == 1])
         model.compile(
-            optimizer=devices.with_loss_scaling(keras.optimizers.Adam(schedule), last_layer),
+            optimizer=devices.with_loss_scaling(optimizer, last_layer),
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
             metrics=["accuracy"],
         )
@@ -216,6 +195,9 @@ def create_fine_tuner(
     num_blocks = options.fine_tuning.fine_tune_blocks
     if not num_blocks:
         return None
-    freeze_point = FreezePoint.from_end(num_blocks, backbone, options.head.feature_names)
+    train_batch_norm = options.fine_tuning.fine_tune_batch_norm == "trained"
+    freeze_point = FreezePoint.from_end(
+        num_blocks, backbone, options.head.feature_names, train_batch_norm
+    )
     checkpoint = load_or_create_checkpoint(options, data, backbone)
     return FineTuner(options.fine_tuning, options.head, freeze_point, checkpoint)

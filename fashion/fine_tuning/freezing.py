@@ -7,6 +7,7 @@ from fashion.backbones import folding
 from fashion.backbones.architectures import Backbone, block_input, feature_stage
 from fashion.backbones.pooling import pool, to_float16
 from fashion.errors import UsageError
+from fashion.fine_tuning import batch_norm
 
 import keras
 
@@ -19,20 +20,27 @@ class FreezePoint:
         backbone: Backbone to fine-tune.
         feature_names: Features that the head takes.
         block: First trainable block.
+        train_batch_norm: Whether BatchNormalization layers are trained. Otherwise they are not
+            trainable, which keeps them in inference mode.
     """
 
     backbone: Backbone
     feature_names: tuple[str, ...]
     block: str
+    train_batch_norm: bool = False
 
     @classmethod
     def from_end(
-        cls, num_blocks: int, backbone: Backbone, feature_names: tuple[str, ...]
+        cls,
+        num_blocks: int,
+        backbone: Backbone,
+        feature_names: tuple[str, ...],
+        train_batch_norm: bool = False,
     ) -> "FreezePoint":
         """Create a freeze point `num_blocks` blocks before the last block the features need.
 
         Raises:
-            UsageError: If there are fewer blocks.
+            UsageError: If there are fewer blocks, or no BatchNormalization layers to train.
         """
         blocks, stages = backbone.blocks, backbone.stages
         end = max(blocks.index(stages[feature_stage(name)]) for name in feature_names)
@@ -41,9 +49,14 @@ class FreezePoint:
                 f"--fine-tune-blocks {num_blocks}: with these features, at most {end} blocks can "
                 "be fine-tuned"
             )
-        return cls(backbone, feature_names, blocks[end - num_blocks])
+        freeze_point = cls(backbone, feature_names, blocks[end - num_blocks], train_batch_norm)
+        if train_batch_norm and not batch_norm.batch_norms(freeze_point._original_blocks):
+            raise UsageError(
+                f"--fine-tune-batch-norm trained: {backbone.name} has no batch normalization there"
+            )
+        return freeze_point
 
-    def split_model(self, head: keras.Model) -> tuple[keras.Model, keras.Model]:
+    def split_model(self, head: keras.Model) -> tuple[keras.Model, keras.Model, keras.Model]:
         """Split backbone and head into a frozen and a trainable model.
 
         Args:
@@ -51,12 +64,16 @@ class FreezePoint:
 
         Returns:
             The frozen model: uint8 (N, 28, 28) → {"activations": float16 activations at the freeze
-            point, and features of earlier stages: float16 (N, channels)}. The trainable model:
-            these outputs → (N, classes) probabilities. Its BatchNormalization layers are not
-            trainable, which keeps them in inference mode.
+            point, and features of earlier stages: float16 (N, channels)}. The unfrozen blocks:
+            activations → outputs of stages. The trainable model, which consists of these blocks and
+            the head: outputs of the frozen model → (N, classes) probabilities.
         """
         frozen = self._build_frozen()
-        return frozen, self._build_trainable(frozen.output, head)
+        activations = keras.Input(
+            frozen.output["activations"].shape[1:], dtype="float16", name="activations"
+        )
+        blocks = self._copy_unfrozen_blocks(activations)
+        return frozen, blocks, self.build_trainable(frozen, blocks, head)
 
     def _needed_stages(self, trainable: bool) -> dict[str, str]:
         """Return the stages that the features need, after or before the freeze point."""
@@ -80,17 +97,18 @@ class FreezePoint:
         name = f"activations-{self.backbone.blocks.index(self.block):02}"
         return keras.Model(inference_model.input, outputs, name=name)
 
-    def _build_trainable(
-        self, frozen_outputs: dict[str, keras.KerasTensor], head: keras.Model
+    def build_trainable(
+        self, frozen: keras.Model, blocks: keras.Model, head: keras.Model
     ) -> keras.Model:
-        stages = self._needed_stages(trainable=True)
+        """Build the trainable model that `split_model` describes."""
         inputs = {
             name: keras.Input(values.shape[1:], dtype="float16", name=name)
-            for name, values in frozen_outputs.items()
+            for name, values in frozen.output.items()
         }
-        unfrozen = self._copy_unfrozen_blocks(inputs["activations"], stages)
+        inputs["activations"] = blocks.input
         features = {name: keras.ops.cast(values, "float32") for name, values in inputs.items()}
-        for stage, activations in zip(stages, unfrozen.outputs, strict=True):
+        stages = self._needed_stages(trainable=True)
+        for stage, activations in zip(stages, blocks.outputs, strict=True):
             for kind, pooled in pool(activations).items():
                 features[f"{stage}_{kind}"] = pooled
         outputs = keras.ops.concatenate([features[name] for name in self.feature_names], axis=1)
@@ -103,16 +121,28 @@ class FreezePoint:
             outputs = layer(outputs)
         return keras.Model(inputs, outputs)
 
-    def _copy_unfrozen_blocks(
-        self, activations: keras.KerasTensor, stages: dict[str, str]
-    ) -> keras.Model:
-        """Copy the blocks after the freeze point, with weights: activations → outputs of stages."""
-        model = self.backbone.model
-        original = keras.Model(
-            block_input(model, self.block), [block_input(model, block) for block in stages.values()]
-        )
-        dtype = devices.DTYPE_POLICIES[self.backbone.precision]
-        copy = folding.copy_network(original, activations, dtype)
+    def fold_blocks(self, blocks: keras.Model) -> keras.Model:
+        """Return a frozen copy of trained blocks with folded batch normalization."""
+        activations = keras.Input(blocks.input.shape[1:], dtype="float16", name="activations")
+        return folding.fold_batch_norm(blocks, activations, self._dtype)
+
+    @property
+    def _dtype(self) -> str:
+        return devices.DTYPE_POLICIES[self.backbone.precision]
+
+    @property
+    def _original_blocks(self) -> keras.Model:
+        """The backbone's blocks after the freeze point: activations → outputs of stages."""
+        model, stages = self.backbone.model, self._needed_stages(trainable=True)
+        outputs = [block_input(model, block) for block in stages.values()]
+        return keras.Model(block_input(model, self.block), outputs)
+
+    def _copy_unfrozen_blocks(self, activations: keras.KerasTensor) -> keras.Model:
+        """Copy the blocks after the freeze point, with weights."""
+        original = self._original_blocks
+        if self.train_batch_norm:
+            return batch_norm.copy_with_trained_batch_norm(original, activations, self._dtype)
+        copy = folding.copy_network(original, activations, self._dtype)
         for layer in original.layers:
             if layer.weights:
                 copied_layer = copy.get_layer(layer.name)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fashion.errors import UsageError
-from fashion.options import Flag, NonNegativeInt, PositiveFloat, PositiveInt, ResultsOptions
+from fashion.options import Flag, NonNegativeInt, PositiveFloat, PositiveInt, Rate, ResultsOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,12 @@ class FineTuningOptions:
     fine_tune_batch_size: PositiveInt = 32
     """images per training step"""
     fine_tune_learning_rate: PositiveFloat = 1e-4
-    """maximum learning rate of Adam"""
+    """maximum learning rate"""
+    fine_tune_weight_decay: Rate = 0.0
+    """weight decay of kernels, by AdamW; 0: Adam"""
+    fine_tune_batch_norm: Literal["frozen", "trained"] = "frozen"
+    """batch normalization of the trained blocks: with ImageNet's statistics, or trained with them
+    and recalibrated to the training images first"""
     fine_tune_inputs: Literal["cached", "computed", "augmented"] = "cached"
     """inputs of the trained blocks: activations cached on disk, activations computed in each epoch,
     or activations of randomly flipped, shifted and partly erased images"""

@@ -3,7 +3,6 @@
 import csv
 import functools
 import json
-import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from fashion.datasets.dataset import Split
 from fashion.environment import staging_dir
 from fashion.errors import UserError
 from fashion.evaluation.embeddings import ErrorAnalysis, Predictions
-from fashion.evaluation.metrics import Evaluation, SplitEvaluations
+from fashion.evaluation.metrics import Evaluation, SplitEvaluations, parameter_counts
 from fashion.reporting import comparison, dashboard, figures, model_io
 from fashion.reporting.comparison import Comparison
 from fashion.reporting.html_report import Report
@@ -105,14 +104,12 @@ def save(run: Run, model: keras.Model, predictions: dict[str, Predictions]) -> S
 
 def _add_results(run: Run, evaluations: SplitEvaluations, model: keras.Model) -> None:
     """Add metrics and parameter counts to the run's metadata."""
+    if "parameters" not in run.metadata:  # fine-tuning counts them before it folds the model
+        run.update_metadata(parameters=parameter_counts(model))
     run.update_metadata(
         train=evaluations.train.summary(),
         validation=evaluations.validation.summary(),
         test=evaluations.test.summary() | evaluations.test.class_metrics(),
-        parameters={
-            "trainable": sum(math.prod(weight.shape) for weight in model.trainable_weights),
-            "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
-        },
         best_epoch=run.epoch_logger.best.epoch,
     )
 

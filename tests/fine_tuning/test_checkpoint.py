@@ -5,6 +5,7 @@ import resource
 
 from fashion.backbones import architectures
 from fashion.cli.recipes import RECIPES
+from fashion.fine_tuning import batch_norm as batch_norm_module
 from fashion.fine_tuning.checkpoint import load_or_create_checkpoint
 from fashion.tracking.history import EpochLogger
 
@@ -165,6 +166,8 @@ COMPARED = {
     "fine_tune_blocks": 2,
     "fine_tune_epochs": 3,
     "fine_tune_batch_size": 7,
+    "fine_tune_weight_decay": 0.05,
+    "fine_tune_batch_norm": "trained",
     "fine_tune_inputs": "augmented",
 }
 
@@ -361,18 +364,19 @@ def run(run_main, shared_cache_dir, small_resnet, small_chunks):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "precision"),
+    ("inputs", "batch_norm", "precision"),
     [
-        ("cached", "float16"),
-        pytest.param("cached", "float32", marks=pytest.mark.slow),
-        pytest.param("augmented", "float32", marks=pytest.mark.slow),
+        ("cached", "frozen", "float16"),
+        pytest.param("cached", "frozen", "float32", marks=pytest.mark.slow),
+        pytest.param("augmented", "trained", "float32", marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_run_resumes_to_equal_metrics(
-    inputs, precision, run, tmp_path, monkeypatch, capsys
+    inputs, batch_norm, precision, run, tmp_path, monkeypatch, capsys
 ):
-    """Shuffling, dropout, augmentation, Adam's moments and the loss scale are restored."""
-    argv = ("--fine-tune-inputs", inputs, "--precision", precision, "--output-dir")
+    """Shuffling, dropout, augmentation, Adam's moments, statistics, loss scale are restored."""
+    argv = ("--fine-tune-inputs", inputs, "--precision", precision)
+    argv = (*argv, "--fine-tune-batch-norm", batch_norm, "--output-dir")
     expected = run(*argv, "uninterrupted")
 
     def interrupt(logger, epoch, logs=None):
@@ -386,6 +390,8 @@ def test_interrupted_run_resumes_to_equal_metrics(
         with pytest.raises(KeyboardInterrupt):
             run(*argv, "interrupted")
     assert not (tmp_path / "interrupted" / "metrics.json").exists()
+    # A resumed run loads the statistics.
+    monkeypatch.setattr(batch_norm_module, "recalibrate", None)
     capsys.readouterr()
     resumed = run(*argv, "interrupted", "--resume")
     assert "Resuming after epoch 4." in capsys.readouterr().out

@@ -9,7 +9,7 @@ from fashion.fine_tuning.freezing import FreezePoint
 import keras
 import numpy as np
 import pytest
-from helpers.networks import random_network
+from helpers.networks import linear_head, random_network
 
 import common
 import resnet50_fashion
@@ -20,14 +20,6 @@ CASES = [
     *((name, "conv4") for name in architectures.ARCHITECTURES),
 ]
 QUICK = (("mobilenetv2", "conv4"),)  # the others take several seconds each
-
-
-def linear_head(channels):
-    """Build a head without standardization, which would amplify rounding errors."""
-    inputs = keras.Input((channels,))
-    identity = keras.Sequential([inputs, keras.layers.Identity()], name="standardizer")
-    linear = keras.Sequential([inputs, keras.layers.Dense(10)], name="classifier")
-    return keras.Sequential([identity, linear])
 
 
 @pytest.mark.parametrize(
@@ -54,7 +46,7 @@ def test_split_model_equals_the_complete_network(name, features, sample, random_
     assert expected.std() > 0.01
     for num_blocks in 1, len(backbone.blocks) // 2:
         freeze_point = FreezePoint.from_end(num_blocks, backbone, names)
-        frozen, trainable = freeze_point.split_model(head)
+        frozen, _, trainable = freeze_point.split_model(head)
         assert trainable.trainable_weights
         frozen_outputs = frozen.predict(images, verbose=0)
         outputs = trainable.predict(frozen_outputs, verbose=0)
@@ -70,7 +62,7 @@ def test_trainable_part_trains_kernels_and_head_but_no_batch_norm(random_backbon
     backbone = random_backbone("mobilenetv2", 96, "float32")
     names = ("conv4_avg", "conv4_max")
     head = linear_head(2 * 96)
-    frozen, trainable = FreezePoint.from_end(2, backbone, names).split_model(head)
+    frozen, _, trainable = FreezePoint.from_end(2, backbone, names).split_model(head)
     assert not frozen.trainable_weights
     trainable_paths = {weight.path for weight in trainable.trainable_weights}
     assert any("depthwise" in path for path in trainable_paths)
@@ -92,7 +84,7 @@ def test_trainable_part_trains_kernels_and_head_but_no_batch_norm(random_backbon
 def test_trainable_part_has_the_backbones_precision(random_backbone):
     for precision, policy in devices.DTYPE_POLICIES.items():
         backbone = random_backbone("mobilenetv2", 96, precision)
-        frozen, trainable = FreezePoint.from_end(1, backbone, ("conv5_avg",)).split_model(
+        frozen, _, trainable = FreezePoint.from_end(1, backbone, ("conv5_avg",)).split_model(
             linear_head(1280)
         )
         (convolution, *_) = (x for x in trainable.layers if isinstance(x, keras.layers.Conv2D))
@@ -103,7 +95,7 @@ def test_trainable_part_has_the_backbones_precision(random_backbone):
 def test_frozen_part_outputs_activations_and_earlier_features(random_backbone):
     backbone = random_backbone("resnet50", 96, "float32")
     names = resnet50_fashion.FEATURE_SETS["conv4"]
-    frozen, _ = FreezePoint.from_end(1, backbone, names).split_model(linear_head(512 + 2 * 1024))
+    frozen, _, _ = FreezePoint.from_end(1, backbone, names).split_model(linear_head(512 + 2 * 1024))
     shapes = {name: value.shape[1:] for name, value in frozen.output.items()}
     assert shapes == {"activations": (6, 6, 1024), "conv3_avg": (512,)}
     assert frozen.name == "activations-12"  # conv4 ends with the 13th of 16 blocks

@@ -52,6 +52,14 @@ def build_small_resnet(include_top: bool, weights: None, input_shape: tuple) -> 
     return keras.Model(inputs, x, name="small_resnet")
 
 
+def linear_head(channels: int) -> keras.Model:
+    """Build a head without standardization, which would amplify rounding errors."""
+    inputs = keras.Input((channels,))
+    identity = keras.Sequential([inputs, keras.layers.Identity()], name="standardizer")
+    linear = keras.Sequential([inputs, keras.layers.Dense(10)], name="classifier")
+    return keras.Sequential([identity, linear])
+
+
 def use_small_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `--backbone resnet50` build a small ResNet50."""
     small = architectures.ARCHITECTURES["resnet50"]._replace(build=build_small_resnet)

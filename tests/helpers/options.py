@@ -48,6 +48,8 @@ DEFAULTS = {
         "fine_tune_epochs": 5,
         "fine_tune_batch_size": 32,
         "fine_tune_learning_rate": 1e-4,
+        "fine_tune_weight_decay": 0.0,
+        "fine_tune_batch_norm": "frozen",
         "fine_tune_inputs": "cached",
         "resume": False,
     },

@@ -56,14 +56,20 @@ def results(tmp_path_factory, shared_cache_dir):
 
 RUN = """
 import runpy
+import sys
 import numpy as np
-names = runpy.run_path("snippet.py")
-np.savez("predictions.npz", images=names["images"], probabilities=names["probabilities"])
+for run in sys.argv[1:]:
+    names = runpy.run_path(run + ".py")
+    np.savez(run, images=names["images"], probabilities=names["probabilities"])
 """
 
 
-def run_snippet(name, result, directory):
-    """Run a snippet in a process; return its images and the exported model's probabilities."""
+def run_snippet(name, results, directory):
+    """Run a snippet for several runs, in one process.
+
+    Returns:
+        {name of the run: (images, probabilities of the exported model)}.
+    """
     pip, code = SNIPPETS[name]
     if tuple(map(int, keras.version().split(".")[:2])) < (3, 15):
         pytest.skip("needs Keras 3.15")
@@ -73,18 +79,22 @@ def run_snippet(name, result, directory):
     (directory / "datasets").mkdir()
     (directory / "datasets" / "fashion-mnist").symlink_to(SAMPLE)  # used by Keras' `load_data`
     path = "outputs/resnet50_fashion"
-    (directory / "snippet.py").write_text(code.replace(path, str(result.directory)))
+    for run, result in results.items():
+        (directory / f"{run}.py").write_text(code.replace(path, str(result.directory)))
     done = subprocess.run(
-        [sys.executable, "-c", RUN],
+        [sys.executable, "-c", RUN, *results],
         cwd=directory,
         env=process_environment(directory, KERAS_HOME=str(directory)),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
-    with np.load(directory / "predictions.npz") as file:
-        return file["images"], file["probabilities"]
+    predictions = {}
+    for run in results:
+        with np.load(directory / f"{run}.npz") as file:
+            predictions[run] = file["images"], file["probabilities"]
+    return predictions
 
 
 def load_in_float32(path, directory):
@@ -98,9 +108,9 @@ def load_in_float32(path, directory):
     return keras.saving.load_model(directory / "float32.keras")
 
 
-def check(name, result, directory):
+def check(result, images, exported, directory):
+    """Compare an exported model's probabilities with those of the model in Keras."""
     precision = result.metrics.get("weights", {}).get("precision", "float32")
-    images, exported = run_snippet(name, result, directory)
     assert images.shape == (100, 28, 28) and exported.dtype == "float32"
     expected = result.model.predict(images, verbose=0)
     exact = load_in_float32(result.directory / "model.keras", directory).predict(images, verbose=0)
@@ -116,22 +126,12 @@ def test_each_format_has_a_snippet():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("run", ["basic", "mirrored"])
-def test_exported_model_predicts_as_in_keras(run, name, results, tmp_path):
-    check(name, results(run), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("run", ["frozen", "fine_tuned"])
-def test_exported_model_of_other_precision_predicts_as_in_keras(run, name, results, tmp_path):
-    check(name, results(run), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FORMATS)
-def test_exported_real_resnet50_predicts_as_in_keras(name, subset_run, tmp_path):
-    check(name, subset_run, tmp_path)
+def test_exported_models_predict_as_in_keras(name, results, subset_run, tmp_path):
+    """Models of both scripts, of each precision, and the real ResNet50."""
+    runs = {run: results(run) for run in RUNS} | {"real": subset_run}
+    for run, (images, exported) in run_snippet(name, runs, tmp_path).items():
+        print(run)
+        check(runs[run], images, exported, tmp_path)
 
 
 @pytest.mark.slow
