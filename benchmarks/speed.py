@@ -10,6 +10,9 @@ Each section writes a table (a Markdown file in --output; docs/results.md contai
               time is measured on a few images and extrapolated
   baseline    an epoch of the small dense network: cnn_basic.py and a plain `fit` at batch size 32
   scaling     seconds and memory of a first run by the number of images, and a linear fit
+  fine_tuning images/s of fine-tuning conv2 to conv4 at 80×80, with frozen and with trained batch
+              normalization (Keras' layer, and the fused one), by batch size; and the share of the
+              input pipeline
   time_to_90  seconds until the 95 % interval of the validation accuracy lies above 90 %, with the
               smallest subset that reaches it with three seeds
 
@@ -81,7 +84,7 @@ def parse_options() -> argparse.Namespace:
         "--rounds",
         type=int,
         default=3,
-        help="turns in runtimes and baseline (default: %(default)s)",
+        help="turns in runtimes, baseline and fine_tuning (default: %(default)s)",
     )
     parser.add_argument(
         "--train-size",
@@ -115,6 +118,19 @@ def parse_options() -> argparse.Namespace:
         nargs="+",
         default=[500, 1000, 2000, 4000],
         help="numbers of images of scaling (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tuning-images",
+        type=int,
+        default=1024,
+        help="images per epoch of fine_tuning (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=int,
+        nargs="+",
+        default=[64, 128, 256],
+        help="batch sizes of fine_tuning (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
@@ -529,6 +545,85 @@ def extraction_table(options: argparse.Namespace) -> str:
     )
 
 
+# ------------------------------------------------------------------------------- fine-tuning
+
+BATCH_NORMS = {
+    "frozen": "frozen",
+    "trained, Keras' layer": "trained",
+    "trained, fused": "trained",
+}
+FINE_TUNED = ("--image-size", 80, "--features", "conv4", "--fine-tune-blocks", 13)
+
+
+def fine_tuning_rates(options: argparse.Namespace, name: str, batch_size: int, pipe) -> None:
+    """Run in a process: send seconds per image of training and of the input pipeline alone."""
+    sys.path.insert(0, str(ROOT))
+    from fashion.backbones.augmentation import add_augmentation
+    from fashion.cli import command_line
+    from fashion.fine_tuning import batch_norm
+    from fashion.fine_tuning.freezing import FreezePoint
+    from fashion.fine_tuning.input_pipeline import InputPipeline
+
+    import keras
+
+    import common
+    import resnet50_fashion as script
+
+    if "Keras" in name:
+        batch_norm.BatchNormalization = keras.layers.BatchNormalization
+    argv = [*map(str, FINE_TUNED), "--weights", str(options.weights)]
+    run_options = command_line.parse_options(script.Options, None, argv)
+    data = common.load_fashion_mnist(
+        common.DataOptions(data_dir=options.data_dir, train_size=options.tuning_images)
+    )
+    backbone, features = script.load_backbone(run_options), run_options.head.feature_names
+    freeze_point = FreezePoint.from_end(13, backbone, features, BATCH_NORMS[name] == "trained")
+    head_features = np.random.default_rng(0).uniform(size=(100, 512 + 2 * 1024))
+    head = script.build_head(head_features, len(data.class_names), run_options, backbone.precision)
+    frozen, _, trainable = freeze_point.split_model(head)
+    model = add_augmentation(keras.Model(frozen.input, trainable(frozen.output)))
+    model.compile(keras.optimizers.AdamW(1e-5), "categorical_crossentropy")
+    pipeline, times = InputPipeline(model, None, batch_size), []
+    for epoch in range(options.rounds + 1):  # the first epoch compiles
+        start = time.perf_counter()
+        model.fit(pipeline.dataset(data.train, [0, epoch]), shuffle=False, verbose=0)
+        times.append((time.perf_counter() - start) / data.train.size)
+    start = time.perf_counter()
+    for _ in pipeline.dataset(data.train, [0, 0]):
+        pass
+    pipeline_seconds = (time.perf_counter() - start) / data.train.size
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * maxrss_unit()
+    pipe.send((times[1:], pipeline_seconds, peak))
+
+
+def fine_tuning(options: argparse.Namespace) -> str:
+    """Compare batch normalization and batch sizes in fine-tuning."""
+    rows, reference = [], None
+    for batch_size in options.batch_sizes:
+        for name in BATCH_NORMS:
+            times, pipeline, peak = call_in_process(fine_tuning_rates, options, name, batch_size)
+            median = statistics.median(times)
+            reference = reference or median
+            rows.append(
+                [
+                    name,
+                    batch_size,
+                    format_median_range([1 / seconds for seconds in times]),
+                    f"{reference / median:.2f} ×",
+                    f"{pipeline / median:.1%}",
+                    f"{peak / 1e9:.1f} GB",
+                ]
+            )
+            print(*rows[-1], flush=True)
+    header = "batch normalization", "batch size", "images/s", "ratio", "input pipeline", "memory"
+    return (
+        markdown_table(header, rows)
+        + f"\n\nMedian (range) of {options.rounds} epochs of {options.tuning_images} augmented "
+        f"images after the first; `resnet50_fashion.py {' '.join(map(str, FINE_TUNED))}`. Input "
+        "pipeline: its time alone, as a share of a step's."
+    )
+
+
 # ----------------------------------------------------------------------------- complete runs
 
 
@@ -756,6 +851,7 @@ SECTIONS = {
     "end_to_end": end_to_end,
     "baseline": baseline,
     "scaling": scaling,
+    "fine_tuning": fine_tuning,
     "time_to_90": time_to_90,
 }
 # Options of each section besides data and weights.
@@ -764,6 +860,7 @@ SECTION_OPTIONS = {
     "end_to_end": ("recipes", "train_size", "epochs", "timed_images"),
     "baseline": ("epochs", "rounds"),
     "scaling": ("sizes",),
+    "fine_tuning": ("tuning_images", "batch_sizes", "rounds"),
     "time_to_90": ("timed_images",),
 }
 
