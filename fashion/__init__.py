@@ -13,8 +13,42 @@ from collections.abc import Iterator
 
 START_TIME = time.perf_counter()  # before the slow imports, which the user waits for
 
+# Variables that libraries check when they are imported and that the scripts do not need. A notebook's
+# MPLBACKEND, for example, names a backend that may not be installed.
+HIDDEN_VARIABLES = (
+    "MPLBACKEND",
+    "KERAS_MAX_EPOCHS",  # --epochs decides
+    "KERAS_MAX_STEPS_PER_EPOCH",
+    "KERAS_NNX_ENABLED",  # for JAX
+    "NUMPY_EXPERIMENTAL_ARRAY_FUNCTION",
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
+    "TF2_BEHAVIOR",  # Keras 3 needs TensorFlow 2's
+)
+# Paths whose "~" not every library expands; a directory of that name would be created instead.
+PATH_VARIABLES = (
+    *("KERAS_HOME", "MATPLOTLIBRC", "MPLCONFIGDIR", "NETRC", "TMPDIR"),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
+    *("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"),
+    *("WANDB_CREDENTIALS_FILE", "WANDB_IDENTITY_TOKEN_FILE"),
+)
+for name in PATH_VARIABLES:
+    if os.environ.get(name, "").startswith("~"):
+        os.environ[name] = os.path.expanduser(os.environ[name])
+if os.environ.get("KERAS_HOME") == "":
+    del os.environ["KERAS_HOME"]  # Keras would use the working directory
+
 os.environ["KERAS_BACKEND"] = "tensorflow"  # overrides keras.json
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # messages on GPU drivers would hide the results
+
+
+@contextlib.contextmanager
+def _hide_variables() -> Iterator[None]:
+    """Remove `HIDDEN_VARIABLES` from the environment inside the block."""
+    hidden = {name: os.environ.pop(name) for name in HIDDEN_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= hidden
 
 
 @contextlib.contextmanager
@@ -41,7 +75,7 @@ def _suppress_stderr() -> Iterator[None]:
             os.close(stderr)
 
 
-with _suppress_stderr():
+with _suppress_stderr(), _hide_variables():
     import keras
     import tensorflow as tf
 

@@ -56,10 +56,26 @@ def choice(names: Iterable[str]) -> ArgType:
     return ArgType(parse, "{" + ",".join(names) + "}")
 
 
+def expand_user(text: str) -> str:
+    """Replace "~" and "~user" at the start of a path, which shells leave alone after a "=".
+
+    Raises:
+        ArgumentTypeError: If there is no such user.
+    """
+    path = os.path.expanduser(text)
+    # A file's name may start with "~", as those of some temporary files.
+    if path.startswith("~") and not Path(Path(path).parts[0]).exists():
+        raise argparse.ArgumentTypeError(
+            f"expected a path, got {text!r}, but there is no such user; a directory of that name "
+            f"is './{text}'"
+        )
+    return path
+
+
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty string")
-    return Path(text)
+    return Path(expand_user(text))
 
 
 def _project_name(text: str) -> str:

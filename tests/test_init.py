@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import fashion
+
 import pytest
 from helpers.scripts import ROOT, process_environment
 
@@ -46,6 +48,30 @@ def test_import_is_silent_and_configures_keras(tmp_path):
     assert printed == ("tensorflow float32 channels_last True\n", "after\n")
     if not plain.stderr.read():
         pytest.skip("needs a TensorFlow that writes lines when it is imported")
+
+
+VARIABLES = """
+import json
+import os
+import fashion
+import keras
+print(json.dumps(dict(os.environ)))
+"""
+
+
+def test_import_hides_unneeded_variables_and_expands_paths(tmp_path):
+    """The values are invalid for the libraries that read them."""
+    hidden = dict.fromkeys(fashion.HIDDEN_VARIABLES, "module://nonexistent")
+    paths = dict.fromkeys(fashion.PATH_VARIABLES, "~/some directory")
+    process = start_python(tmp_path, VARIABLES, **hidden, **paths)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    environment = json.loads(out)
+    for name in hidden:
+        assert environment[name] == "module://nonexistent"
+    for name in paths:
+        assert environment[name] == f"{tmp_path}/some directory"
+    assert not list(tmp_path.rglob("~*"))
 
 
 FAILING = """

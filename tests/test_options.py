@@ -1,6 +1,8 @@
 """Options: names, defaults and valid values."""
 
 import dataclasses
+import getpass
+import pwd
 from pathlib import Path
 
 from fashion import options
@@ -122,6 +124,28 @@ def test_option_accepts_valid_and_rejects_invalid_values(option, command_line):
         assert first.startswith(f"resnet50_fashion.py: error: {option}: expected ")
         assert first.endswith(f", got {value!r}")
         assert second == "See resnet50_fashion.py --help."
+
+
+@pytest.mark.parametrize(
+    "option", ["--data-dir", "--output-dir", "--cache-dir", "--predict", "--weights"]
+)
+def test_home_directory_in_path_is_expanded(option, monkeypatch, tmp_path, command_line):
+    """A shell leaves the "~" of `--output-dir=~/run` alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name, user = option[2:].replace("-", "_"), getpass.getuser()
+    for text, expected in (
+        ("~", tmp_path),
+        ("~/my run/", tmp_path / "my run"),
+        (f"~{user}/x", Path(pwd.getpwnam(user).pw_dir) / "x"),
+        ("./~/x", "~/x"),
+        ("Größe/~", "Größe/~"),
+    ):
+        value = parse_options(resnet50_fashion, f"{option}={text}").config()[name]
+        (value,) = value if isinstance(value, list) else (value,)
+        assert Path(value) == Path(expected)
+    done = command_line(resnet50_fashion, f"{option}=~nobody-of-this-name/x")
+    assert done.code == 2
+    assert "there is no such user; a directory of that name is './~nobody" in done.err
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--output-dir", "--cache-dir", "--predict"])

@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 from fashion import environment
 from fashion.errors import UsageError, UserError
-from fashion.options import ArgType, OptionalInt, choice
+from fashion.options import ArgType, OptionalInt, choice, expand_user
 
 import h5py
 import keras
@@ -89,7 +89,7 @@ class NetworkOptions:
 
     backbone: Annotated[str, choice(ARCHITECTURES)] = "resnet50"
     """network of keras.applications"""
-    weights: Annotated[str, ArgType(str, "imagenet|none|PATH")] = "imagenet"
+    weights: Annotated[str, ArgType(expand_user, "imagenet|none|PATH")] = "imagenet"
     """imagenet: downloaded by Keras; none: random; PATH: Keras weights file of the backbone without
     its top"""
     image_size: OptionalInt = None

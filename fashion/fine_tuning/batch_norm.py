@@ -1,6 +1,6 @@
 """Batch normalization that is trained with the backbone's last blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fashion import devices
@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 MOMENTUM = 0.9  # PyTorch's default, for which the recipe was found; Keras' 0.99 needs more steps
-BATCH_SIZE = 125  # images per batch when measuring statistics
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -89,7 +88,7 @@ def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
-def recalibrate(blocks: keras.Model, activations: np.ndarray) -> None:
+def recalibrate(blocks: keras.Model, batches: Iterable[np.ndarray]) -> None:
     """Set the moving statistics to those of the data, without changing the blocks' outputs.
 
     The statistics of ImageNet, or of a network whose statistics were folded away, are far from
@@ -100,10 +99,10 @@ def recalibrate(blocks: keras.Model, activations: np.ndarray) -> None:
 
     Args:
         blocks: Model of `copy_with_trained_batch_norm`.
-        activations: Its inputs, float16 (N, height, width, channels).
+        batches: Batches of its inputs, float16 (N, height, width, channels).
     """
     layers = batch_norms(blocks)
-    for layer, (mean, variance) in zip(layers, _moments(blocks, activations), strict=True):
+    for layer, (mean, variance) in zip(layers, _moments(blocks, batches), strict=True):
         gamma, beta, old_mean, old_variance = layer.get_weights()
         scale = gamma / np.sqrt(old_variance + layer.epsilon)
         layer.set_weights(
@@ -116,18 +115,18 @@ def recalibrate(blocks: keras.Model, activations: np.ndarray) -> None:
         )
 
 
-def _moments(blocks: keras.Model, activations: np.ndarray) -> Iterator[tuple]:
+def _moments(blocks: keras.Model, batches: Iterable[np.ndarray]) -> Iterator[tuple]:
     """Yield mean and variance of each BatchNormalization layer's input, float64 (channels,)."""
     moments = [
         keras.ops.moments(keras.ops.cast(layer.input, "float32"), axes=(1, 2))
         for layer in batch_norms(blocks)
     ]
     model = keras.Model(blocks.input, moments)
-    batches = [
+    outputs = [
         keras.tree.map_structure(np.float64, devices.predict_on_replicas(model, [batch])[0])
-        for batch in np.split(activations, range(BATCH_SIZE, len(activations), BATCH_SIZE))
+        for batch in batches
     ]
-    for per_batch in zip(*batches, strict=True):
+    for per_batch in zip(*outputs, strict=True):
         means, variances = (np.concatenate(values) for values in zip(*per_batch, strict=True))
         # Of each image, (N, channels): the total variance is that within plus that between images.
         yield means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0)

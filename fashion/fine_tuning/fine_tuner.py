@@ -103,8 +103,9 @@ class FineTuner:
             augmentation = build_augmentation()
             _reseed(augmentation, run.options.training.seed, epoch=0)
             images = np.asarray(augmentation(images, training=True))
-        activations = keras.Model(models.frozen.input, models.frozen.output["activations"])
-        batch_norm.recalibrate(models.blocks, activations.predict(images, verbose=0))
+        batches = (images[i : i + 100] for i in range(0, len(images), 100))
+        outputs = (devices.predict_on_replicas(models.frozen, [batch])[0] for batch in batches)
+        batch_norm.recalibrate(models.blocks, (output["activations"] for output in outputs))
 
     def _fit(self, model: keras.Model, activations: FeatureCache | None, run: Run) -> None:
         """Train with Adam, warm-up and cosine decay; restore the weights of the best epoch.

@@ -112,7 +112,8 @@ def test_recalibration_and_folding_keep_outputs(name, sample, random_backbone):
     expected = trainable.predict(inputs, verbose=0)
     assert expected.std() > 1e-3
 
-    batch_norm.recalibrate(copy, inputs["activations"])
+    # Batches of different sizes.
+    batch_norm.recalibrate(copy, np.split(inputs["activations"], [40]))
     layers = batch_norm.batch_norms(copy)
     assert len(layers) > 5
     # Oracle: statistics of the layers' inputs by NumPy.
