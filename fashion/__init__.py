@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 START_TIME = time.perf_counter()  # before the slow imports, which the user waits for
 
-# Variables that libraries check when they are imported and that the scripts do not need. A notebook's
-# MPLBACKEND, for example, names a backend that may not be installed.
+# Variables that libraries check when they are imported and that the scripts do not need. The
+# MPLBACKEND of a notebook, for example, names a backend that may not be installed.
 HIDDEN_VARIABLES = (
     "MPLBACKEND",
     "KERAS_MAX_EPOCHS",  # --epochs decides
