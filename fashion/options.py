@@ -103,10 +103,10 @@ GpuCount = Annotated[int | str, ArgType(_gpu_count, "all|N")]
 PositiveFloat = Annotated[float, ArgType(_positive_float, "X")]
 Rate = Annotated[float, ArgType(_rate, "X")]
 Directory = Annotated[Path, ArgType(_path, "DIR")]
-ProjectName = Annotated[str, ArgType(_project_name, "NAME")]
 # The default behavior (None) is described in each option's help.
 OptionalInt = Annotated[int | None, ArgType(_positive_int, "N")]
 OptionalFraction = Annotated[float | None, ArgType(_fraction, "X")]
+OptionalProjectName = Annotated[str | None, ArgType(_project_name, "NAME")]
 OptionalDirectory = Annotated[Path | None, ArgType(_path, "DIR")]
 OptionalPaths = Annotated[list[Path] | None, ArgType(_path, "PATH", multiple=True)]
 Flag = Annotated[bool, "a flag without a --no-… counterpart"]
@@ -162,8 +162,8 @@ class ResultsOptions:
     check)"""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """mode of Weights & Biases; auto: online if an API key is configured, else offline"""
-    project: ProjectName = "fashion-mnist"
-    """W&B project"""
+    project: OptionalProjectName = None
+    """W&B project (default: W&B's setting, such as WANDB_PROJECT, else fashion-mnist)"""
 
 
 @dataclass(frozen=True, kw_only=True)

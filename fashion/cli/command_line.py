@@ -19,7 +19,7 @@ from fashion.cli import predict, recipes
 from fashion.datasets import image_folder
 from fashion.errors import UsageError
 from fashion.options import Flag, Options, OptionsT, choice
-from fashion.tracking import wandb_session
+from fashion.tracking import wandb_settings
 
 
 def run_script(
@@ -50,8 +50,8 @@ def _check_output_dirs(options: Options) -> None:
         "--output-dir": options.results.output_dir,
         "--cache-dir": options.data.cache_dir,
     }
-    if options.results.wandb != "disabled":
-        output_dirs["WANDB_DIR"] = wandb_session.wandb_dir()
+    if not wandb_settings.is_disabled(options.results.wandb):
+        output_dirs["WANDB_DIR"] = wandb_settings.wandb_dir()
     image_folder.check_outputs_outside_data_dir(options.data.data_dir, output_dirs)
 
 

@@ -13,7 +13,7 @@ from fashion import devices, environment
 from fashion.datasets.dataset import ImageDataset
 from fashion.errors import UserError
 from fashion.options import OptionsT
-from fashion.tracking import offline_fallback, wandb_session
+from fashion.tracking import offline_fallback, wandb_session, wandb_settings
 from fashion.tracking.history import EpochLogger, EpochMetrics
 from fashion.tracking.offline_fallback import LogFunction
 
@@ -131,14 +131,21 @@ class Run(Generic[OptionsT]):
             settings: Further arguments of `wandb.init`.
 
         Raises:
-            UserError: If W&B cannot write its files, or its settings are invalid.
+            UsageError: If W&B's settings are invalid.
+            UserError: If W&B cannot write its files.
         """
         self.data = data
         self.update_metadata(data=data.metadata())
+        mode = self.options.results.wandb
+        if not wandb_settings.is_disabled(mode):
+            versions = self.metadata["versions"]
+            settings_of_user = wandb_settings.read_settings()
+            self.update_metadata(
+                versions=wandb_settings.remove_private_versions(versions, settings_of_user)
+            )
         config = self.metadata["config"] | {
             name: self.metadata[name] for name in ("versions", "data", "weights")
         }
-        mode = self.options.results.wandb
         self.wandb_run = wandb_session.init_run(mode, config=config, **settings)
         self._is_wandb_open = True
         self._log_code_and_data = functools.partial(

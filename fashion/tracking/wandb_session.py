@@ -15,7 +15,7 @@ from typing import Any
 from fashion import errors
 from fashion.datasets.dataset import ImageDataset
 from fashion.errors import UserError
-from fashion.tracking import offline_fallback
+from fashion.tracking import offline_fallback, wandb_settings
 
 import wandb
 
@@ -30,31 +30,41 @@ CODE_PATTERNS = (
 )
 
 
-def wandb_dir() -> Path:
-    """Return the directory in which W&B stores the files of runs."""
-    return Path(os.environ.get("WANDB_DIR", ""), "wandb").absolute()
-
-
-def init_run(mode: str, **settings: Any) -> wandb.Run:
+def init_run(mode: str, **defaults: Any) -> wandb.Run:
     """Start a W&B run without prompting; fall back to offline without API key or network.
 
     Args:
         mode: "auto", "online", "offline" or "disabled".
-        settings: Further arguments of `wandb.init`.
+        defaults: Further arguments of `wandb.init`, over which the user's settings win.
 
     Raises:
-        UserError: If W&B's settings, or the script's arguments, are invalid for W&B.
+        UsageError: If W&B's settings are invalid.
+        UserError: If the script's arguments are invalid for W&B.
     """
-    # Files that wait for their upload stay next to the run, not in the user's home directory.
-    os.environ.setdefault("WANDB_DATA_DIR", str(wandb_dir()))
-    try:
-        configured = wandb.setup().settings
-    except ValueError as error:
-        raise UserError(f"W&B's settings: {' '.join(str(error).split())}") from None
+    if wandb_settings.is_disabled(mode):
+        with wandb_settings.hide_settings():
+            return wandb.init(mode="disabled", **defaults)
+    configured = wandb_settings.read_settings()
     # The settings' mode is "online" unless WANDB_MODE or `wandb offline` sets another one.
     resolved: Any = configured.mode if mode == "auto" else mode
-    if resolved != "disabled":
-        _check_arguments_are_encodable()
+    if resolved == "disabled":
+        return wandb.init(mode="disabled", **defaults)
+    _check_arguments_are_encodable()
+    try:
+        run = _init_enabled_run(resolved, mode, configured, defaults)
+    except (ValueError, wandb.errors.UsageError) as error:
+        raise wandb_settings.invalid_settings_error(error) from None
+    # Files that wait for their upload stay next to the run, not in the user's home directory.
+    os.environ.setdefault("WANDB_DATA_DIR", str(Path(run.dir).parents[1]))
+    return run
+
+
+def _init_enabled_run(
+    resolved: Any, mode: str, configured: wandb.Settings, defaults: dict[str, Any]
+) -> wandb.Run:
+    """Start an online or offline run; arguments as in `init_run`."""
+    settings = wandb_settings.merge(configured, **defaults)
+    silent = wandb_settings.override_unless_set(configured, silent=True)
     if resolved == "online" and not _has_credentials(configured.base_url):
         resolved = "offline"
         if mode == "online":
@@ -66,16 +76,19 @@ def init_run(mode: str, **settings: Any) -> wandb.Run:
         print(f"W&B: no response from {configured.base_url}, so this run is offline.")
         resolved = "offline"
     if resolved != "online":
-        return wandb.init(mode=resolved, settings=wandb.Settings(silent=True), **settings)
+        return wandb.init(mode=resolved, settings=silent, **settings)
     try:
         # W&B adds about 10 s to this time limit.
-        return wandb.init(mode=resolved, settings=wandb.Settings(init_timeout=8), **settings)
+        timeout = wandb_settings.override_unless_set(configured, init_timeout=8)
+        return wandb.init(mode=resolved, settings=timeout, **settings)
+    except wandb.errors.UsageError:
+        raise
     except wandb.Error as error:
         reason = str(error).splitlines()[0]
         print(f"W&B: could not connect, so this run is offline ({reason}).")
         errors.hung.set()  # W&B keeps retrying in a thread
         wandb.teardown()  # otherwise the id of a resumed run is still in use
-        return wandb.init(mode="offline", settings=wandb.Settings(silent=True), **settings)
+        return wandb.init(mode="offline", settings=silent, **settings)
 
 
 def _check_arguments_are_encodable() -> None:
@@ -108,22 +121,28 @@ def log_code_and_data(script_name: str, data: ImageDataset, wandb_run: wandb.Run
     if wandb_run.disabled:
         return
     try:
-        # A copy, because log_code walks through the complete directory that it is given.
-        with tempfile.TemporaryDirectory() as code_dir:
-            for pattern in f"{script_name}.py", *CODE_PATTERNS:
-                for path in ROOT.glob(pattern):
-                    copy = Path(code_dir) / path.relative_to(ROOT)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(path, copy)
-            wandb_run.log_code(code_dir, f"source-{script_name}", include_fn=lambda path: True)
+        if wandb_settings.allows_code(wandb_run.settings):
+            _log_code(script_name, wandb_run)
+        with tempfile.TemporaryDirectory() as directory:
             # Not `new_file`: with W&B 0.21, `wandb sync` does not find its files later.
-            checksums = Path(code_dir) / "SHA256SUMS"
+            checksums = Path(directory) / "SHA256SUMS"
             checksums.write_text("".join(f"{sha}  {name}\n" for name, sha in data.sha256.items()))
             artifact = wandb.Artifact(data.slug, type="dataset", metadata=data.metadata())
             artifact.add_file(str(checksums))
         wandb_run.log_artifact(artifact)
     except OSError as error:
         raise UserError(f"W&B: {error}") from None
+
+
+def _log_code(script_name: str, wandb_run: wandb.Run) -> None:
+    # A copy, because log_code walks through the complete directory that it is given.
+    with tempfile.TemporaryDirectory() as code_dir:
+        for pattern in f"{script_name}.py", *CODE_PATTERNS:
+            for path in ROOT.glob(pattern):
+                copy = Path(code_dir) / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy)
+        wandb_run.log_code(code_dir, f"source-{script_name}", include_fn=lambda path: True)
 
 
 def offline_viewer_command(version: str) -> str | None:
@@ -138,14 +157,21 @@ def offline_run_hints(wandb_run: wandb.Run) -> list[str]:
     """Return lines on how to view an offline run, if W&B can, and how to upload it."""
     if wandb_run.disabled or not wandb_run.offline:
         return []
-    path = Path(wandb_run.dir).parent
+    directory = Path(wandb_run.dir).parent
+    # A resumed run has one directory per process; their names start with the time.
+    paths = sorted(directory.parent.glob(f"offline-run-*-{wandb_run.id}")) or [directory]
+    viewer = offline_viewer_command(wandb.__version__)
+    commands = {
+        "View the run:": viewer and f"{viewer} {_quote(paths[-1])}",
+        "Upload it:": f"wandb sync {' '.join(map(_quote, paths))}",
+    }
+    lines = [f"{title:<13} {command}" for title, command in commands.items() if command]
+    return [f"W&B, offline. {lines[0]}", *(f"{'':14}{line}" for line in lines[1:])]
+
+
+def _quote(path: Path) -> str:
+    """Quote a path, relative to the working directory, for the shell."""
     with contextlib.suppress(ValueError):  # the path is on another Windows drive
         path = Path(os.path.relpath(path))
     # Windows' command line has no single quotes, and its paths contain no double quotes.
-    quoted = f'"{path}"' if os.name == "nt" else shlex.quote(str(path))
-    commands = {
-        "View the run:": offline_viewer_command(wandb.__version__),
-        "Upload it:": "wandb sync",
-    }
-    lines = [f"{title:<13} {command} {quoted}" for title, command in commands.items() if command]
-    return [f"W&B, offline. {lines[0]}", *(f"{'':14}{line}" for line in lines[1:])]
+    return f'"{path}"' if os.name == "nt" else shlex.quote(str(path))

@@ -17,7 +17,7 @@ SHARED = {
     "predict": None,
     "require_accuracy": None,
     "wandb": "auto",
-    "project": "fashion-mnist",
+    "project": None,
 }
 DEFAULTS = {
     cnn_basic: SHARED

@@ -1,0 +1,98 @@
+"""The user's W&B settings, from the environment and settings files; they win over our defaults."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fashion.errors import UsageError
+
+import wandb
+
+DEFAULT_PROJECT = "fashion-mnist"
+# Versions that describe the machine; W&B's `x_disable_machine_info` turns them off.
+MACHINE_INFO = ("platform", "processor", "cores", "gpus")
+
+
+def is_disabled(mode: str) -> bool:
+    """Return whether `--wandb` or WANDB_MODE disable W&B; no other setting is read."""
+    return mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
+
+
+@contextlib.contextmanager
+def hide_settings() -> Iterator[None]:
+    """Hide variables and settings files inside the block, for runs with W&B disabled.
+
+    Even then, W&B checks all settings, and raises an error if one is invalid.
+    """
+    variables = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith("WANDB_")}
+    empty = os.path.join(tempfile.gettempdir(), "no-wandb-settings")  # does not exist
+    replacements = {"WANDB_DIR": empty, "WANDB_CONFIG_DIR": empty}
+    os.environ |= replacements
+    try:
+        yield
+    finally:
+        for name in replacements:
+            os.environ.pop(name, None)
+        os.environ |= variables
+
+
+def read_settings() -> wandb.Settings:
+    """Return W&B's settings.
+
+    Raises:
+        UsageError: If a setting is invalid.
+    """
+    try:
+        return wandb.setup().settings
+    except Exception as error:  # of several classes: pydantic's, configparser's, W&B's own
+        raise invalid_settings_error(error) from None
+
+
+def invalid_settings_error(error: Exception) -> UsageError:
+    """Return an error of one line for an exception raised by W&B about its settings."""
+    reason = " ".join(str(error).split()).split(" For further information")[0]
+    return UsageError(
+        f"W&B rejects its settings: {reason}. Correct the WANDB_… variable or W&B's settings file, "
+        "or use --wandb disabled"
+    )
+
+
+def wandb_dir() -> Path:
+    """Return the directory in which W&B stores the files of runs."""
+    return Path(read_settings().wandb_dir).absolute()
+
+
+def merge(configured: wandb.Settings, **defaults: Any) -> dict[str, Any]:
+    """Return arguments of `wandb.init`; the user's settings win over `defaults`.
+
+    Tags are the union of both. A project that is not None was given on the command line, and wins.
+    """
+    tags = [*(configured.run_tags or ()), *defaults.get("tags", ())]
+    return defaults | {
+        "project": defaults.get("project") or configured.project or DEFAULT_PROJECT,
+        "group": configured.run_group or defaults.get("group"),
+        "job_type": configured.run_job_type or defaults.get("job_type"),
+        "tags": list(dict.fromkeys(tags)),
+    }
+
+
+def override_unless_set(configured: wandb.Settings, **values: Any) -> wandb.Settings:
+    """Return settings with the `values` that the user has not set."""
+    user_settings = configured.model_fields_set
+    return wandb.Settings(**{k: v for k, v in values.items() if k not in user_settings})
+
+
+def allows_code(settings: wandb.Settings) -> bool:
+    """Return whether the user allows W&B to record source code."""
+    return not settings.disable_code and settings.save_code is not False
+
+
+def remove_private_versions(versions: dict[str, Any], settings: wandb.Settings) -> dict[str, Any]:
+    """Return the versions without what the user does not want W&B to record."""
+    removed: set[str] = {"commit"} if settings.disable_git else set()
+    if getattr(settings, "x_disable_machine_info", False):
+        removed.update(MACHINE_INFO)
+    return {name: None if name in removed else value for name, value in versions.items()}
