@@ -15,7 +15,9 @@ import numpy as np
 
 LOCK_FILE = ".lock"
 MAX_LOCK_SECONDS = 30  # merging a file takes milliseconds
-NO_LOCKS_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of the file system
+# Errors for which writing the features would fail as well; others are those of file systems without
+# locks, which differ between systems.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _use_locks = True  # until locking fails in this process
 
@@ -79,13 +81,13 @@ def _locked(directory: Path) -> Iterator[None]:
     killed process. If locking fails, print one warning and continue without locks.
     """
     global _use_locks
-    lock = filelock.FileLock(directory / LOCK_FILE, timeout=MAX_LOCK_SECONDS)
+    # All users who may write to the directory may lock it.
+    lock = filelock.FileLock(directory / LOCK_FILE, timeout=MAX_LOCK_SECONDS, mode=0o666)
     try:
         if _use_locks:
             lock.acquire()
     except (NotImplementedError, OSError) as error:
-        is_unsupported = isinstance(error, NotImplementedError | filelock.Timeout)
-        if not is_unsupported and getattr(error, "errno", None) not in NO_LOCKS_ERRORS:
+        if getattr(error, "errno", None) in DISK_ERRORS:
             raise
         _use_locks = False
         print(

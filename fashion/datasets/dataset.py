@@ -7,6 +7,8 @@ split, the same in every run and for both scripts.
 import hashlib
 import json
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +49,7 @@ class RawDataset(NamedTuple):
     validation_indices: np.ndarray | None = None  # of training images, if already chosen
     train_filenames: tuple[str, ...] = ()  # by index, if each image is a file
     test_filenames: tuple[str, ...] = ()
+    first_label: int = 0  # label of the first class in the files
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class ImageDataset:
         sha256: Checksum of each (decompressed) file, by name.
         name: Name of the data set.
         class_names: Class names by label.
+        first_label: Label of the first class in the data set's files; 0 here.
     """
 
     train: Split
@@ -115,6 +119,7 @@ class ImageDataset:
     sha256: dict[str, str]
     name: str
     class_names: tuple[str, ...]
+    first_label: int = 0
 
     @property
     def slug(self) -> str:
@@ -156,6 +161,25 @@ def validate_class_names(names: Iterable[str], origin: object) -> tuple[str, ...
     if len(json.dumps(names)) > MAX_CLASS_NAMES_BYTES:
         raise UserError(f"{origin}: the names of the {len(names)} classes are too long")
     return names
+
+
+def warn_about_classes(names: tuple[str, ...], labels: dict[str, np.ndarray]) -> None:
+    """Warn about classes without images in a split, and about names that look the same.
+
+    Args:
+        names: Class names by label.
+        labels: Labels by the name of the split.
+    """
+    counts = {split: np.bincount(part, minlength=len(names)) for split, part in labels.items()}
+    used = np.sum(list(counts.values()), axis=0) > 0  # labels may have gaps
+    for split, part in counts.items():
+        if missing := [name for name, n, u in zip(names, part, used, strict=True) if u and not n]:
+            print(f"WARNING: no {split} images of {', '.join(missing)}", file=sys.stderr)
+    seen: dict[str, str] = {}
+    for name in names:
+        normalized = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if (other := seen.setdefault(normalized, name)) != name:
+            print(f"WARNING: the classes {other!r} and {name!r} look the same", file=sys.stderr)
 
 
 def replace_unprintable(name: str) -> str:
@@ -202,6 +226,7 @@ def make_splits(
         sha256=raw.sha256,
         name=raw.name,
         class_names=raw.class_names,
+        first_label=raw.first_label,
     )
 
 

@@ -4,21 +4,23 @@ Each file is verified by the SHA-256 of its decompressed content before it is us
 whatever its source.
 """
 
-import gzip
-import hashlib
 import http.client
-import math
-import re
 import subprocess
 import sys
 import tempfile
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fashion import environment
-from fashion.datasets.dataset import CLASS_NAMES, RawDataset, validate_class_names
+from fashion.datasets import idx_files
+from fashion.datasets.dataset import (
+    CLASS_NAMES,
+    RawDataset,
+    validate_class_names,
+    warn_about_classes,
+)
+from fashion.datasets.idx_files import DataFileError, parse_idx
 from fashion.errors import UserError
 
 import numpy as np
@@ -34,10 +36,6 @@ FASHION_MNIST_SHA256 = {
 KERAS_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
-
-
-class _SourceError(Exception):
-    """A source of the data set that cannot be used; the message gives the reason."""
 
 
 def load_idx_dataset(data_dir: Path | None) -> RawDataset:
@@ -57,18 +55,21 @@ def _load_directory(directory: Path) -> RawDataset:
     """Load and verify the IDX files of `--data-dir`."""
     checksums, source = FASHION_MNIST_SHA256, f"{directory} (--data-dir)"
     try:
+        directory = idx_files.find_data_dir(directory) or directory
         if (path := directory / "SHA256SUMS").exists():
-            lines = re.findall(r"^(\w+) [ *](\S+)$", path.read_text(), re.MULTILINE)
-            checksums = {name: sha256 for sha256, name in lines}
+            checksums = idx_files.read_checksums(path)
             source = f"{directory} (--data-dir, verified by its SHA256SUMS)"
             if checksums.keys() != FASHION_MNIST_SHA256.keys():
-                raise _SourceError(f"{path} must list {', '.join(FASHION_MNIST_SHA256)}")
+                raise DataFileError(f"{path} must list {', '.join(FASHION_MNIST_SHA256)}")
         return _load_files(directory, checksums, source)
     except FileNotFoundError as error:
-        has_idx = any(directory.glob("*-ubyte*"))
-        hint = "" if has_idx else ", and there is no directory of images per class"
+        hint = (
+            ""
+            if idx_files.find_data_dir(directory)
+            else ", and there is no directory of images per class"
+        )
         raise UserError(f"--data-dir: {error}{hint}") from None
-    except (_SourceError, OSError, ValueError) as error:
+    except (DataFileError, OSError, ValueError) as error:
         raise UserError(f"--data-dir: {error}") from None
 
 
@@ -87,7 +88,7 @@ def _load_first_available() -> RawDataset:
                 print(f"Fetching Fashion-MNIST, 30 MB: {name} …", flush=True)
                 _store_verified(directory, fetch)
             return _load_files(directory, FASHION_MNIST_SHA256, f"{directory} ({name})")
-        except (_SourceError, OSError, http.client.HTTPException) as error:
+        except (DataFileError, OSError, http.client.HTTPException) as error:
             failures.append(f"{name}: {error}")
             if not isinstance(error, FileNotFoundError) and not fetch:
                 print(f"Skipped: {error}", file=sys.stderr)
@@ -105,24 +106,23 @@ def _load_files(directory: Path, checksums: dict[str, str], source: str) -> RawD
 
     Raises:
         FileNotFoundError: If a file is missing.
-        _SourceError: If a file is damaged, or shapes do not match.
+        DataFileError: If a file is damaged, or shapes do not match.
     """
-    arrays = []
-    for name in FASHION_MNIST_SHA256:
-        path = directory / f"{name}.gz"
-        if not path.exists() and not (path := directory / name).exists():
-            raise FileNotFoundError(f"{directory / name}.gz does not exist")
-        arrays.append(_parse_idx(path.read_bytes(), checksums[name], path))
-    train_images, train_labels, test_images, test_labels = arrays
-    for prefix, images, labels in (
-        ("train", train_images, train_labels),
-        ("t10k", test_images, test_labels),
-    ):
-        if images.shape != (len(labels), 28, 28) or not labels.size:
-            shapes = f"images {images.shape} and labels {labels.shape}"
-            raise _SourceError(f"{directory}: shapes of {prefix} do not match: {shapes}")
-    num_classes = 1 + max(int(train_labels.max()), int(test_labels.max()))
-    class_names = _load_class_names(directory, num_classes, checksums)
+    paths = [idx_files.find_file(directory, name) for name in FASHION_MNIST_SHA256]
+    arrays = [
+        parse_idx(path.read_bytes(), checksums[name], path)
+        for name, path in zip(FASHION_MNIST_SHA256, paths, strict=True)
+    ]
+    train_images, test_images = (
+        idx_files.check_images(arrays[i], f"{directory}: {paths[i].name}") for i in (0, 2)
+    )
+    train_labels, test_labels = (
+        idx_files.check_labels(arrays[i], len(arrays[i - 1]), f"{directory}: {paths[i].name}")
+        for i in (1, 3)
+    )
+    first_label, class_names = _load_class_names(directory, (train_labels, test_labels), checksums)
+    train_labels, test_labels = train_labels - first_label, test_labels - first_label
+    warn_about_classes(class_names, {"training": train_labels, "test": test_labels})
     return RawDataset(
         train_images=train_images,
         train_labels=train_labels,
@@ -132,58 +132,45 @@ def _load_files(directory: Path, checksums: dict[str, str], source: str) -> RawD
         sha256=checksums,
         name="Fashion-MNIST" if class_names == CLASS_NAMES else directory.resolve().name,
         class_names=class_names,
+        first_label=first_label,
     )
 
 
 def _load_class_names(
-    directory: Path, num_classes: int, checksums: dict[str, str]
-) -> tuple[str, ...]:
-    """Return the class names in `classes.txt`, Fashion-MNIST's, or numbers.
+    directory: Path, labels: tuple[np.ndarray, np.ndarray], checksums: dict[str, str]
+) -> tuple[int, tuple[str, ...]]:
+    """Return the first label and the class names in `classes.txt`, Fashion-MNIST's, or numbers.
+
+    The first label is 0, or 1 if no label is 0 and, with `classes.txt`, the number of names fits.
 
     Raises:
         UserError: If the names are invalid.
-        _SourceError: If the file cannot be read, or has another number of names.
+        DataFileError: If the file cannot be read, or has another number of names.
     """
+    smallest, largest = (int(f([f(part) for part in labels])) for f in (np.min, np.max))
     path = directory / "classes.txt"
     try:
         names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
         if checksums == FASHION_MNIST_SHA256:
-            return CLASS_NAMES
-        return validate_class_names(map(str, range(num_classes)), directory)
+            return 0, CLASS_NAMES
+        first = int(smallest == 1)
+        numbers = map(str, range(first, largest + 1))
+        return first, validate_class_names(numbers, directory)
     except UnicodeDecodeError:
-        raise _SourceError(f"{path} is not UTF-8") from None
-    if len(names) != num_classes:
-        labels = f"labels are from 0 to {num_classes - 1}"
-        raise _SourceError(f"{path} contains {len(names)} class names, but {labels}")
-    return validate_class_names((name.strip() for name in names), path)
-
-
-def _parse_idx(content: bytes, sha256: str, origin: object) -> np.ndarray:
-    """Verify and parse an IDX file of uint8, gzipped or not (yann.lecun.com/exdb/mnist).
-
-    Raises:
-        _SourceError: If the file is damaged, has another checksum, or is not IDX.
-    """
-    try:
-        payload = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise _SourceError(f"{origin} is damaged: {error}") from None
-    if (found := hashlib.sha256(payload).hexdigest()) != sha256:
-        raise _SourceError(f"{origin} has SHA-256 {found}, expected {sha256}")
-    num_dimensions = payload[3] if payload[:3] == b"\0\0\x08" else 0  # 8: uint8
-    shape = np.frombuffer(payload, ">u4", num_dimensions, offset=4)
-    header_size = 4 + 4 * num_dimensions
-    if not num_dimensions or len(payload) != header_size + math.prod(shape.tolist()):
-        raise _SourceError(f"{origin} is not an IDX file of unsigned bytes")
-    return np.frombuffer(payload, np.uint8, offset=header_size).reshape(shape)
+        raise DataFileError(f"{path} is not UTF-8") from None
+    first = int(smallest >= 1 and len(names) == largest)
+    if len(names) != largest + 1 - first:
+        expected = f"labels are from {smallest if smallest == 1 else 0} to {largest}"
+        raise DataFileError(f"{path} contains {len(names)} class names, but {expected}")
+    return first, validate_class_names((name.strip() for name in names), path)
 
 
 def _store_verified(directory: Path, fetch: Callable[[], Iterator[tuple[str, bytes]]]) -> None:
     """Store the .gz files that `fetch` yields; each is verified before it is moved into place."""
     with environment.staging_dir(directory) as temporary_dir:
         for name, content in fetch():
-            _parse_idx(content, FASHION_MNIST_SHA256[name], f"the fetched {name}.gz")
+            parse_idx(content, FASHION_MNIST_SHA256[name], f"the fetched {name}.gz")
             tmp_path = temporary_dir / name
             tmp_path.write_bytes(content)
             tmp_path.replace(directory / f"{name}.gz")
@@ -215,14 +202,14 @@ def _fetch_debian_package() -> Iterator[tuple[str, bytes]]:
 
 
 def _run_command(command: list[str], directory: Path, timeout: int) -> None:
-    """Run a command; raise a `_SourceError` if it fails or takes longer than `timeout` seconds."""
+    """Run a command; raise a `DataFileError` if it fails or takes longer than `timeout` seconds."""
     title = f"`{command[0]} … {command[-1]}`"
     try:
         subprocess.run(
             command, cwd=directory, timeout=timeout, check=True, capture_output=True, text=True
         )
     except subprocess.TimeoutExpired:
-        raise _SourceError(f"{title} took more than {timeout} s") from None
+        raise DataFileError(f"{title} took more than {timeout} s") from None
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip() or f"exit code {error.returncode}"
-        raise _SourceError(f"{title}: {reason.splitlines()[-1]}") from None
+        raise DataFileError(f"{title}: {reason.splitlines()[-1]}") from None

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from fashion.datasets import idx_files
 from fashion.datasets.dataset import SPLIT_SEED, RawDataset, validate_class_names
 from fashion.datasets.duplicates import warn_about_duplicates
 from fashion.datasets.image_cache import ImageCache, LabeledImages, join_sorted, load_images
@@ -37,7 +38,7 @@ def is_image_folder(path: Path) -> bool:
         UserError: If the directory cannot be read.
     """
     try:
-        return bool(_list_subdirs(path)) and not any(path.glob("*-ubyte*"))
+        return bool(_list_subdirs(path)) and not idx_files.find_data_dir(path)
     except OSError as error:
         raise UserError(f"--data-dir: {error}") from None
 

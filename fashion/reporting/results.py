@@ -119,7 +119,7 @@ def _write_files(
 ) -> Comparison:
     """Write all of `OUTPUT_FILES` except the model; return the comparison with another run."""
     write_history(directory, run.epoch_logger.epochs)
-    write_predictions(directory, run.data.test, evaluations.test)
+    write_predictions(directory, run.data.test, evaluations.test, run.data.first_label)
     figures.save_figures(directory, evaluations, analysis, run.data, run.epoch_logger)
     run.update_metadata(memory=environment.peak_memory())
     run.metadata["seconds"]["total"] = round(time.perf_counter() - fashion.START_TIME, 2)
@@ -150,14 +150,16 @@ def write_history(directory: Path, epochs: Sequence[EpochMetrics]) -> None:
         writer.writerows(asdict(metrics) for metrics in epochs)
 
 
-def write_predictions(directory: Path, split: Split, evaluation: Evaluation) -> None:
+def write_predictions(
+    directory: Path, split: Split, evaluation: Evaluation, first_label: int = 0
+) -> None:
     """Write predictions.csv, one row per image: index, label, prediction and confidence.
 
     The index is the image's position in the data set's file. Image folders add a column with the
-    file name.
+    file name. The first class has the label `first_label`, as in the file.
     """
-    columns: list[Iterable] = [split.indices, evaluation.labels, evaluation.predicted]
-    columns.append(evaluation.confidence)
+    labels = (values + first_label for values in (evaluation.labels, evaluation.predicted))
+    columns: list[Iterable] = [split.indices, *labels, evaluation.confidence]
     if split.filenames:
         columns.append(split.image_name(i) for i in range(split.size))
     with open(directory / "predictions.csv", "w", newline="", encoding="utf-8") as file:

@@ -118,9 +118,11 @@ def test_reading_takes_no_lock(context, tmp_path):
     [
         NotImplementedError("no flock"),
         OSError(errno.ENOLCK, "No locks available"),
+        OSError(45, "ENOTSUP of macOS"),
+        PermissionError(errno.EACCES, "another user's lock file"),
         filelock.Timeout("a lock file"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=str,
 )
 def test_merge_without_locks_warns_once(error, tmp_path, monkeypatch, capsys):
     attempts = []
@@ -138,6 +140,15 @@ def test_merge_without_locks_warns_once(error, tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"Warning: could not lock {tmp_path} (")
     assert len(attempts) == 1
+
+
+def test_other_users_of_the_directory_may_lock_it(tmp_path):
+    umask = os.umask(0o077)
+    try:
+        chunk_file.merge(tmp_path / "000000.npz", features_of(0, "a"))
+    finally:
+        os.umask(umask)
+    assert (tmp_path / chunk_file.LOCK_FILE).stat().st_mode & 0o777 == 0o666
 
 
 def test_merge_on_full_disk_raises_without_warning(tmp_path, monkeypatch, capsys):

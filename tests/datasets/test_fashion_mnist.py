@@ -79,7 +79,7 @@ def test_matching_checksum_of_another_format_raises(copy):
     lines = (copy / "SHA256SUMS").read_text().splitlines()
     lines[0] = f"{hashlib.sha256(payload).hexdigest()}  {FILES[0]}"
     (copy / "SHA256SUMS").write_text("\n".join(lines))
-    with pytest.raises(common.UserError, match="not an IDX file of unsigned bytes"):
+    with pytest.raises(common.UserError, match="is not an IDX file"):
         load_sample(copy)
 
 

@@ -9,6 +9,7 @@ from fashion.datasets.dataset import CLASS_NAMES
 import keras
 import numpy as np
 import pytest
+import wandb
 from helpers.data import load_sample
 from helpers.scripts import SAMPLE, directory_contents
 from PIL import Image, ImageOps
@@ -287,6 +288,7 @@ def test_output_inside_data_dir_raises_usage_error(
     before, argv = directory_contents(directory), ["--data-dir", directory, "--wandb", "offline"]
     if option == "WANDB_DIR":
         monkeypatch.setenv(option, str(directory))
+        wandb.teardown()  # W&B reads its settings once
     else:
         argv += [option, directory / "new"]
     done = command_line(cnn_basic, *argv)
@@ -296,6 +298,7 @@ def test_output_inside_data_dir_raises_usage_error(
         "lies inside --data-dir, where a directory is a class; use another directory\n"
     )
     assert directory_contents(directory) == before
+    wandb.teardown()
 
 
 def test_directory_without_classes_or_idx_files_raises(tmp_path):
