@@ -85,13 +85,19 @@ def _project_name(text: str) -> str:
 
 
 def _gpu_count(text: str) -> int | str:
-    parse = _number_parser(int, lambda value: 0 <= value < 2**31, '"all" or an integer >= 0')
+    parse = _number_parser(_to_int, lambda value: 0 <= value < 2**31, '"all" or an integer >= 0')
     return text if text == "all" else int(parse(text))
 
 
-_positive_int = _number_parser(int, lambda value: 1 <= value < 2**31, "an integer >= 1")
-_non_negative_int = _number_parser(int, lambda value: 0 <= value < 2**31, "an integer >= 0")
-_seed = _number_parser(int, lambda value: 0 <= value < 2**32, "an integer from 0 to 4294967295")
+def _to_int(text: str) -> int:
+    """Convert an integer, also in a sweep's spelling "32.0"."""
+    number = float(text)
+    return int(text) if not number.is_integer() or abs(number) >= 2**53 else int(number)
+
+
+_positive_int = _number_parser(_to_int, lambda value: 1 <= value < 2**31, "an integer >= 1")
+_non_negative_int = _number_parser(_to_int, lambda value: 0 <= value < 2**31, "an integer >= 0")
+_seed = _number_parser(_to_int, lambda value: 0 <= value < 2**32, "an integer from 0 to 4294967295")
 _positive_float = _number_parser(float, lambda value: 0 < value < math.inf, "a number > 0")
 _rate = _number_parser(float, lambda value: 0 <= value < 1, "a number >= 0 and < 1")
 _fraction = _number_parser(float, lambda value: 0 < value <= 1, "a number > 0 and <= 1")

@@ -11,7 +11,7 @@ import inspect
 import itertools
 import sys
 import typing
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 from fashion import errors
@@ -102,11 +102,11 @@ def parse_args(defaults: OptionsT, description: str | None, argv: Sequence[str])
         allow_abbrev=False,
     )
     groups = {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)}
-    bool_flags: set[str] = set()
+    bool_flags: dict[str, bool] = {}
     for title, group in groups.items():
         section = parser.add_argument_group(title.replace("_", " "), type(group).__doc__)
         _add_arguments(section, group, bool_flags)
-    parsed = parser.parse_args([_normalize_arg(arg, bool_flags) for arg in argv])
+    parsed = parser.parse_args([new for arg in argv for new in _normalize_arg(arg, bool_flags)])
     return dataclasses.replace(
         defaults,
         **{
@@ -118,27 +118,38 @@ def parse_args(defaults: OptionsT, description: str | None, argv: Sequence[str])
     )
 
 
-def _add_arguments(section: Any, group: object, bool_flags: set[str]) -> None:
-    """Add the options of a group to a section of the parser, and boolean ones to `bool_flags`."""
+def _add_arguments(section: Any, group: object, bool_flags: dict[str, bool]) -> None:
+    """Add the options of a group to a section of the parser, and boolean ones to `bool_flags`.
+
+    The value in `bool_flags` tells whether there is a `--no-…` counterpart.
+    """
     docs = _field_docs(type(group))
     for name, hint in typing.get_type_hints(type(group), include_extras=True).items():
         flag, default = f"--{name.replace('_', '-')}", getattr(group, name)
-        if hint is bool:
-            bool_flags.add(flag)
+        if hint is bool or hint == Flag:
+            bool_flags[flag] = hint is bool
         section.add_argument(
             flag, default=default, help=_format_help(docs[name], default), **_argparse_kwargs(hint)
         )
 
 
-def _normalize_arg(arg: str, bool_flags: Container[str]) -> str:
-    """Convert a W&B sweep's `--batch_size=32` and `--mirror=True` to the spelling of argparse."""
+def _normalize_arg(arg: str, bool_flags: dict[str, bool]) -> list[str]:
+    """Convert an argument of a W&B sweep to the spelling of argparse.
+
+    A sweep passes `--batch_size=32`, `--mirror=True` and, for null, `--train_size=None`, which is
+    the default.
+    """
     name, equals, value = arg.partition("=")
     if not name.startswith("--"):
-        return arg
+        return [arg]
     name = name.replace("_", "-")
-    if name in bool_flags and value in ("True", "False", "true", "false"):
-        return name if value.lower() == "true" else f"--no-{name[2:]}"
-    return f"{name}{equals}{value}"
+    if equals and value in ("None", "null"):
+        return []
+    if name in bool_flags and value.lower() in ("true", "false"):
+        if value.lower() == "true":
+            return [name]
+        return [f"--no-{name[2:]}"] if bool_flags[name] else []
+    return [f"{name}{equals}{value}"]
 
 
 def _argparse_kwargs(hint: Any) -> dict[str, Any]:

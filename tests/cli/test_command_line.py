@@ -100,6 +100,31 @@ def test_boolean_option_accepts_the_spelling_of_a_sweep():
         assert parse_options(resnet50_fashion, *argv).head.mirror is expected
 
 
+def test_flag_accepts_the_spelling_of_a_sweep():
+    for value in True, False:
+        argv = ("--fine_tune_blocks=1", f"--resume={value}")
+        assert parse_options(resnet50_fashion, *argv).fine_tuning.resume is value
+
+
+def test_null_of_a_sweep_is_the_default():
+    """`wandb agent` passes YAML's null as None."""
+    names = resnet50_fashion.Options().config().keys() - {"model", "recipe"}
+    argv = ("--recipe=fast", *(f"--{name}=None" for name in names), "--weights=null")
+    expected = parse_options(resnet50_fashion, "--recipe=fast")
+    assert parse_options(resnet50_fashion, *argv) == expected
+    assert expected.training.epochs == 20
+    assert parse_options(resnet50_fashion, "--weights=none").network.weights == "none"
+
+
+def test_integral_numbers_of_a_sweep_are_integers():
+    """A distribution such as q_uniform gives 64.0."""
+    config = parse_options(
+        resnet50_fashion, "--batch_size=64.0", "--seed=1e3", "--gpus=0.0"
+    ).config()
+    assert (config["batch_size"], config["seed"], config["gpus"]) == (64, 1000, 0)
+    assert type(config["batch_size"]) is int
+
+
 def test_underscores_in_values_are_kept():
     argv = ("--output_dir", "my_output", "--project=my_project", "--predict", "my_photo.jpg")
     config = parse_options(cnn_basic, *argv).config()
