@@ -19,6 +19,8 @@ import tensorflow as tf
 import wandb
 
 PROC = Path("/proc")  # Linux only
+ROOT = Path(__file__).parents[1]
+PROJECT_FILES = ("cnn_basic.py", "resnet50_fashion.py", "common.py", "fashion", "requirements.txt")
 
 # ------------------------------------------------------------------------ versions and memory
 
@@ -48,13 +50,23 @@ def environment_info() -> dict[str, object]:
     }
 
 
-def git_commit() -> str | None:
-    """Return the commit of the scripts' repository, with "-dirty" appended if files differ."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+def git_commit(root: Path = ROOT) -> str | None:
+    """Return the commit of the scripts, with "-dirty" appended if files of the project differ.
+
+    None if no repository tracks them, such as copies in an ignored directory of another one.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", *PROJECT_FILES]
         return subprocess.check_output(
-            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True, timeout=10
-        ).strip()
+            command, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10
+        )
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git("ls-files", "--error-unmatch")
+        commit = git("rev-parse", "HEAD").split()[0]
+        is_dirty = git("status", "--porcelain", "--untracked-files=no")
+        return f"{commit}-dirty" if is_dirty else commit
     return None
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,15 +30,45 @@ def test_environment_info_contains_versions_and_hardware():
     assert len(info["gpus"]) == len(tf.config.list_physical_devices("GPU"))
 
 
-def test_git_commit_is_head_and_marks_changed_files():
-    if not (ROOT / ".git").exists():
-        pytest.skip("needs a clone of the repository")
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
-    changed = subprocess.check_output(
-        [*git, "status", "--porcelain", "--untracked-files=no"], text=True
-    )
-    assert environment.git_commit() == commit + ("-dirty" if changed else "")
+@pytest.fixture
+def git(tmp_path):
+    """Run git in a repository, `repository`, which contains a copy of the scripts."""
+    root = tmp_path / "repository"
+    for name in environment.PROJECT_FILES:
+        (root / name).parent.mkdir(exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, root / name)
+        else:
+            shutil.copy(ROOT / name, root / name)
+
+    def run(*arguments):
+        identity = ("-c", "user.name=me", "-c", "user.email=me@example.com")
+        command = ["git", "-C", str(root), *identity, *map(str, arguments)]
+        return subprocess.check_output(command, text=True, stderr=subprocess.STDOUT).strip()
+
+    run("init")
+    return run
+
+
+def test_git_commit_is_that_of_the_tracked_scripts(git, tmp_path):
+    root = tmp_path / "repository"
+    assert environment.git_commit(root) is None  # nothing is tracked
+    (root / ".gitignore").write_text("copy/\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    assert environment.git_commit(root) == commit
+    # Neither other files nor untracked ones are the project's.
+    (root / ".gitignore").write_text("copy/\nother/\n")
+    (root / "fashion" / "untracked.py").touch()
+    assert environment.git_commit(root) == commit
+    (root / "fashion" / "errors.py").write_text("changed = True\n")
+    assert environment.git_commit(root) == f"{commit}-dirty"
+    # A copy in an ignored directory of another repository.
+    shutil.copytree(ROOT / "fashion", root / "copy" / "fashion")
+    for name in "common.py", "cnn_basic.py", "resnet50_fashion.py", "requirements.txt":
+        shutil.copy(ROOT / name, root / "copy" / name)
+    assert environment.git_commit(root / "copy") is None
 
 
 def test_git_commit_without_git_is_none(monkeypatch, tmp_path):
