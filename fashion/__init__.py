@@ -11,6 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+_STANDARD_STREAMS = ("stdin", "stdout", "stderr")
+for _fd, _name in enumerate(_STANDARD_STREAMS):
+    # A closed stream's number would be given to the next file that is opened.
+    if getattr(sys, _name) is None:
+        os.open(os.devnull, os.O_RDWR)
+        setattr(sys, _name, open(_fd, "w" if _fd else "r"))  # noqa: SIM115
+
 START_TIME = time.perf_counter()  # before the slow imports, which the user waits for
 
 # Variables that libraries check when they are imported and that the scripts do not need. The

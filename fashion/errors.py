@@ -4,11 +4,13 @@ import contextlib
 import gc
 import io
 import os
+import runpy
 import signal
 import sys
 import threading
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +41,8 @@ def _handle_sigterm(*_args: object) -> NoReturn:
 
 def exit_process(code: int, immediately: bool = False) -> NoReturn:
     """Exit; skip interpreter shutdown if `immediately` or if a library thread hangs."""
+    if not is_own_process():
+        sys.exit(code)
     if not immediately and not hung.is_set():
         gc.freeze()  # else shutdown spends a second on TensorFlow's and Keras' objects
         sys.exit(code)
@@ -48,6 +52,18 @@ def exit_process(code: int, immediately: bool = False) -> NoReturn:
     os._exit(code)
 
 
+def is_own_process() -> bool:
+    """Return whether this process was started to run the calling script.
+
+    It was not if another program runs the script: a debugger, a profiler, IPython,
+    `runpy.run_path`. Such a process must not be ended without its own cleanup.
+    """
+    # A script's module is the only frame outside of this package and of `python -m`.
+    ours = f"{Path(__file__).parent}{os.sep}", runpy.__file__, "<frozen runpy>"
+    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(ours)]
+    return [frame.name for frame in frames] == ["<module>"]
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call `main`, print errors in a line or two, and exit the process.
 
@@ -55,24 +71,26 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     shell's code for SIGPIPE) if the reader of the output is gone, as after `| head`.
     """
     script_name = Path(sys.argv[0]).name
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _handle_sigterm)
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals without "…" or "×"
     try:
-        try:
-            main()
-        finally:
-            sys.stdout.flush()
+        with _handling_sigterm():
+            try:
+                main()
+            finally:
+                sys.stdout.flush()
         exit_process(0)
     except UserError as error:
         print(f"{script_name}: error: {error}", file=sys.stderr)
         exit_process(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else interpreter shutdown writes again
+        _discard_output()
         exit_process(141)
+    except OSError as error:  # such as that of a full disk to which the output is redirected
+        _discard_output()
+        print(f"{script_name}: error: {error}", file=sys.stderr)
+        exit_process(1)
     except KeyboardInterrupt as error:
         warnings.simplefilter("ignore")  # asyncio's, about coroutines that wandb did not await
         is_terminated = isinstance(error, Terminated)
@@ -81,3 +99,25 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         )
         # A TensorFlow thread may be in the middle of an epoch, and interpreter shutdown may crash.
         exit_process(143 if is_terminated else 130, immediately=True)
+
+
+@contextlib.contextmanager
+def _handling_sigterm() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM inside the block, unless the process handles it already."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _handle_sigterm)
+    try:
+        yield
+    finally:
+        # After a SIGTERM, further ones are ignored until the process has ended.
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN or not is_own_process():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _discard_output() -> None:
+    """Discard what is still to be written to stdout, so that shutdown does not fail as well."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,12 +6,14 @@ values; this module keeps argparse's plain messages.
 
 import argparse
 import ast
+import contextlib
 import dataclasses
-import inspect
+import functools
 import itertools
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from fashion import errors
@@ -129,7 +131,10 @@ def _add_arguments(section: Any, group: object, bool_flags: dict[str, bool]) -> 
         if hint is bool or hint == Flag:
             bool_flags[flag] = hint is bool
         section.add_argument(
-            flag, default=default, help=_format_help(docs[name], default), **_argparse_kwargs(hint)
+            flag,
+            default=default,
+            help=_format_help(docs.get(name, ""), default),
+            **_argparse_kwargs(hint),
         )
 
 
@@ -179,10 +184,22 @@ def _format_help(doc: str, default: object) -> str:
 
 def _field_docs(group: type) -> dict[str, str]:
     """Parse the docstring that follows each dataclass field (not available at runtime)."""
-    (definition,) = ast.parse(inspect.getsource(group)).body
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for field, doc in itertools.pairwise(definition.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-            docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
-    return docs
+    # Profilers and other runners are `__main__` themselves; the script is their first argument.
+    for path in getattr(sys.modules[group.__module__], "__file__", None), sys.argv[0]:
+        for node in _class_definitions(str(path)):
+            if node.name == group.__name__:
+                return {
+                    ast.unparse(field.target): ast.literal_eval(doc.value)
+                    for field, doc in itertools.pairwise(node.body)
+                    if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
+                }
+    return {}
+
+
+@functools.cache
+def _class_definitions(path: str) -> list[ast.ClassDef]:
+    """Return the class definitions of a source file; [] if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError):
+        module = ast.parse(Path(path).read_text(encoding="utf-8"))
+        return [node for node in module.body if isinstance(node, ast.ClassDef)]
+    return []
