@@ -74,7 +74,7 @@ def train(model: keras.Model, run: common.Run) -> None:
 def main(options: Options) -> None:
     """Load the data, train the model, evaluate it and save the results."""
     with common.Run(options) as run:
-        with run.stage("data"):
+        with run.stage("data", oom_hint="--train-size"):
             data = common.load_fashion_mnist(options.data)
         common.start_wandb(run, data)
         keras.utils.set_random_seed(options.training.seed)

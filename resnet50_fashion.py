@@ -48,7 +48,7 @@ class HeadOptions:
     """Classifier on frozen features: Dense(512) + Dropout + softmax."""
 
     features: Annotated[str, choice(FEATURE_SETS)] = "conv5"
-    """pooled features for the head: conv5 (published recipe) or conv3 + conv4, also on a grid"""
+    """conv5: pooled last stage; conv4: pooled stages 3 and 4; conv4_…: stage 3 pooled on a grid"""
     mirror: bool = False
     """add horizontally flipped images in training, and average predictions over both views"""
     dropout: Rate = 0.3
@@ -104,9 +104,8 @@ def load_backbone(options: Options) -> Backbone:
 def build_feature_extractor(backbone: Backbone, feature_names: tuple[str, ...]) -> keras.Model:
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
-    Features are named after stage and pooling (conv3_avg, conv3_max, conv4_avg …), pooled in
-    float32 and returned as float16. Later stages than needed are left out. Average and max pooling
-    are cheap, so they are always extracted, in case another recipe needs them.
+    Features are named after stage and pooling (conv3_avg …), and pooled in float32. Later stages
+    are left out. Average and max pooling are always extracted, in case another recipe needs them.
     """
     stages = architectures.STAGES
     last = max(stages.index(architectures.feature_stage(name)) for name in feature_names)
@@ -142,7 +141,8 @@ def extract_features(
     names, splits = run.options.head.feature_names, run.data.splits
     with run.stage("extraction", oom_hint="--image-size"):
         for suffix, cache in caches.items():
-            progress = Progress("Mirrored" if suffix else "Features", run.wandb_run)
+            title = "Flipped-image features" if suffix else "Features"
+            progress = Progress(title, run.wandb_run, suffix[1:])
             cache.compute_missing(splits.values(), progress)
             run.update_metadata(extraction={"images_per_second": progress.rate})
         return {name: read_views(caches, split, names) for name, split in splits.items()}
@@ -163,7 +163,7 @@ def build_standardizer(features: np.ndarray) -> keras.Model:
     normalization.adapt(np.copysign(np.log1p(np.abs(sample)), sample))
     inputs = keras.Input(features.shape[1:], dtype="float32", name="features")
     logarithms = keras.ops.sign(inputs) * keras.ops.log(1 + keras.ops.abs(inputs))
-    # Without clipping, values of a channel that is constant in training would exceed float16.
+    # Otherwise, values of a channel that is constant in training would exceed float16's range.
     outputs = keras.ops.clip(normalization(logarithms), -10, 10)
     return keras.Model(inputs, outputs, name="standardizer")
 
@@ -199,7 +199,7 @@ def build_head(
 
 
 def standardize_in_place(head: keras.Model, features: dict[str, np.ndarray]) -> None:
-    """Standardize each split's features, float16 (N, channels), without using more memory."""
+    """Standardize each split's features, float16 (N, channels), without a second copy."""
     for values in features.values():
         for start in range(0, len(values), 1000):
             batch = values[start : start + 1000]
@@ -259,7 +259,7 @@ def predict_splits(
 ) -> dict[str, Predictions]:
     """Return the predictions for each split's images from their standardized features."""
     classifier, predictions = head.get_layer("classifier"), {}
-    with run.stage("evaluation"):
+    with run.stage("evaluation", oom_hint="--test-size"):
         for name, values in features.items():
             num_views = len(values) // run.data.splits[name].size
             predictions[name] = predict_with_embeddings(classifier, values, num_views)
@@ -270,7 +270,7 @@ def main(options: Options) -> None:
     """Extract features, train the head, optionally fine-tune, evaluate and save the results."""
     devices.configure_gpus(options.devices.gpus)
     with common.Run(options) as run:
-        with run.stage("data"):
+        with run.stage("data", oom_hint="--train-size"):
             data = common.load_fashion_mnist(options.data)
         with run.stage("backbone", oom_hint="--image-size"):
             backbone = load_backbone(options)

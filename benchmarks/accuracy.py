@@ -282,8 +282,8 @@ def main() -> None:
     rows = () if tuple(options.rows) == DEFAULT else ("--rows", *options.rows)
     lines += [
         "",
-        f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))} (of one seed: "
-        "with the 95 % interval of the test accuracy); times of complete commands (the first with "
+        f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))} (one seed: "
+        "with the 95 % interval over the test images); times of complete commands (the first with "
         "an empty cache, the median of later ones) without W&B on an idle machine; largest peak "
         "memory; "
         f"{'; '.join(sorted(versions))}; weights {Path(options.weights).name}; "

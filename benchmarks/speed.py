@@ -472,16 +472,17 @@ def runtimes(options: argparse.Namespace) -> str:
         "runtime, precision",
         "images/s",
         "ratio",
-        "fraction of the limit",
+        "fraction of matrix multiplication",
         "memory",
         "difference",
     )
     return (
         markdown_table(header, rows)
-        + f"\n\nMedian (range) of {options.rounds} turns of {len(images)} images; other runtimes "
-        f"at batch size {BATCH_SIZE} without upscaling, this project including it. Limit: the "
-        f"fastest matrix multiplication, {limit['float32']:.0f} GFLOP/s in float32 and "
-        f"{limit['bfloat16']:.0f} in bfloat16, at {gflop:.1f} GFLOP per image. Difference: mean "
+        + f"\n\nMedian (range) of {options.rounds} rounds of {len(images)} images; other runtimes "
+        f"at batch size {BATCH_SIZE} on upscaled images, this project including upscaling. Matrix "
+        f"multiplication: the fastest large one, {limit['float32']:.0f} GFLOP/s in float32 and "
+        f"{limit['bfloat16']:.0f} in bfloat16, at {gflop:.1f} GFLOP per image; smaller ones can be "
+        "faster. Difference: mean "
         "absolute difference from the features of the first row, divided by their standard "
         f"deviation.\n\n{extraction_table(options)}"
     )
@@ -540,7 +541,7 @@ def extraction_table(options: argparse.Namespace) -> str:
     header = "", "`predict_on_batch`, images/s", "feature extraction, images/s", "ratio"
     return (
         markdown_table(header, rows)
-        + f"\n\nMedian (range) of {options.rounds} turns: the network alone on one batch in "
+        + f"\n\nMedian (range) of {options.rounds} rounds: the network alone on one batch in "
         "memory, and the extraction of a run, from images to files."
     )
 

@@ -26,7 +26,7 @@ class DeviceOptions:
     """Hardware and numerical precision."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """precision of the frozen backbone; auto: bfloat16 if the hardware supports it, float16 on GPUs
+    """precision of backbone and head; auto: bfloat16 if the hardware supports it, float16 on GPUs
     that only support float16, else float32"""
     gpus: GpuCount = "all"
     """use all GPUs or the first N, data-parallel; 0: CPU only"""
@@ -46,7 +46,7 @@ def configure_gpus(gpus: int | str) -> None:
     devices = tf.config.list_physical_devices("GPU")
     if gpus != "all":
         if int(gpus) > len(devices):
-            raise UsageError(f"--gpus {gpus}: TensorFlow finds {len(devices)} GPUs")
+            raise UsageError(f"--gpus {gpus}: TensorFlow finds {len(devices)} GPUs; use --gpus all")
         devices = devices[: int(gpus)]
         tf.config.set_visible_devices(devices, "GPU")
     if len(devices) > 1:
@@ -61,7 +61,7 @@ def make_deterministic() -> None:
 
 
 def resolve_precision(precision: str) -> str:
-    """Replace "auto" by the fastest precision that the first GPU, or the CPU, supports.
+    """Replace "auto" with the fastest precision that the first GPU, or the CPU, supports.
 
     The matrix units of GPUs support float16 from compute capability 7.0 on, bfloat16 from 8.0 on.
     On CPUs, float16 is not faster than float32.

@@ -5,6 +5,7 @@ import http.client
 import os
 import platform
 import re
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -102,8 +103,15 @@ def staging_dir(directory: Path) -> Iterator[Path]:
     other processes and later runs never see a partial file. Files that are left are deleted.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".incomplete-") as path:
-        yield Path(path)
+    path = Path(tempfile.mkdtemp(dir=directory, prefix=".incomplete-"))
+    try:
+        yield path
+    finally:
+        try:
+            shutil.rmtree(path)
+        except BaseException:  # Ctrl-C or SIGTERM in the middle of it
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 def keras_home() -> Path:

@@ -31,7 +31,7 @@ class UsageError(UserError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a cluster sends some time before it kills; handled like Ctrl-C."""
+    """SIGTERM, which a job scheduler sends before it kills a job; handled like Ctrl-C."""
 
 
 def _handle_sigterm(*_args: object) -> NoReturn:

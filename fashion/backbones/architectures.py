@@ -122,7 +122,7 @@ class Backbone:
 
     @cached_property
     def stages(self) -> dict[str, str]:
-        """The block after each of `STAGES`: the last block whose input has its resolution."""
+        """{stage: name of the block that follows it}; this block's input is the stage's output."""
         last_blocks = {block_input(self.model, block).shape[1]: block for block in self.blocks}
         return dict(zip(STAGES, list(last_blocks.values())[-3:], strict=True))
 
@@ -192,9 +192,11 @@ def build_network(name: str, image_size: int, weights: str, seed: int) -> keras.
     except Exception as error:  # Keras raises plain Exceptions if a download fails
         if weights != "imagenet":
             raise
+        # With a path, Keras leaves out the rescaling that EfficientNetB0's weights need.
+        alternative = "" if name == "efficientnetb0" else ", or pass it as --weights PATH"
         raise UserError(
             f"could not download the ImageNet weights: {error}\nDownload {url} on another "
-            f"machine and copy it to {models_dir}, or pass it as --weights PATH."
+            f"machine and copy it to {models_dir}{alternative}."
         ) from None
     finally:
         socket.setdefaulttimeout(None)

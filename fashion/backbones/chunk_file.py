@@ -51,7 +51,7 @@ def merge(path: Path, features: dict[str, np.ndarray]) -> None:
     try:
         with staging_dir(path.parent) as temporary_dir, _locked(path.parent):
             features = features | _read_intact(path, num_images)
-            # Equal to `np.savez`, which reports a full disk once more at the end of the process.
+            # Writes what `np.savez` does, which reports a full disk again when the process ends.
             with zipfile.ZipFile(tmp_path := temporary_dir / path.name, "w") as archive:
                 for name, values in sorted(features.items()):
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -91,7 +91,7 @@ def _locked(directory: Path) -> Iterator[None]:
             raise
         _use_locks = False
         print(
-            f"Warning: could not lock {directory} ({error}). If several runs fill the cache at the "
+            f"WARNING: could not lock {directory} ({error}). If several runs fill the cache at the "
             "same time, some features may be computed again later.",
             file=sys.stderr,
         )

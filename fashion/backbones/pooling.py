@@ -11,8 +11,8 @@ def pool(activations: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
 
     Returns:
         "avg" and "max": global average and max pooling, (N, channels). "3x3" and "4x4": average
-        pooling on a grid, row by row, (N, grid cells · channels). Cells overlap if the height is no
-        multiple of the grid size; if it is smaller, there are fewer cells.
+        pooling on a grid, row by row, (N, grid cells · channels). Cells overlap if the height is
+        not a multiple of the grid size; if it is smaller, there are fewer cells.
     """
     pooled = {
         "avg": keras.layers.GlobalAveragePooling2D(dtype="float32")(activations),

@@ -13,13 +13,14 @@ class Progress:
     """Count images and their rate; the rate leaves out the first step, which includes tracing.
 
     Attributes:
-        title: Name of the features, for the user and, in lower case, for W&B's charts.
+        title: Name of the features, for the user.
+        key: Prefix of the metrics in W&B.
         rate: Images per second, or None before the second step.
     """
 
-    def __init__(self, title: str, wandb_run: wandb.Run) -> None:
-        """Create a progress reporter that logs to `wandb_run`."""
-        self.title, self.wandb_run = title, wandb_run
+    def __init__(self, title: str, wandb_run: wandb.Run, key: str = "") -> None:
+        """Create a progress reporter that logs to `wandb_run`; the default key is the title."""
+        self.title, self.wandb_run, self.key = title, wandb_run, key or title.lower()
         self.rate: float | None = None
 
     def reset(self, total: int) -> None:
@@ -28,8 +29,7 @@ class Progress:
         self.start = self.last_line = time.perf_counter()
         self.after_warmup: tuple[int, float] | None = None  # images and time after the first step
         self.bar: keras.utils.Progbar | None = None
-        name = self.title.lower()
-        self.wandb_run.define_metric(f"{name}/*", step_metric=f"{name}/images")
+        self.wandb_run.define_metric(f"{self.key}/*", step_metric=f"{self.key}/images")
 
     def update(self, n: int) -> None:
         """Count `n` more images as done."""
@@ -44,8 +44,7 @@ class Progress:
                 self._print_progress(now, self.rate)
         else:
             self.after_warmup = self.done, now
-        name = self.title.lower()
-        self.wandb_run.log({f"{name}/{key}": value for key, value in metrics.items()})
+        self.wandb_run.log({f"{self.key}/{name}": value for name, value in metrics.items()})
 
     def _print_progress(self, now: float, rate: float) -> None:
         minutes = (self.total - self.done) / rate / 60

@@ -31,7 +31,7 @@ THUMBNAIL_SIZE = 256  # pixels; the size at which an image is plotted
 
 
 class UserImage(NamedTuple):
-    """An image of the user's."""
+    """A user's image."""
 
     name: str
     original: Image.Image  # thumbnail
@@ -90,19 +90,22 @@ def load_run_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
     """
     output_dir = options.results.output_dir
     path = output_dir / "model.keras"
+    command = f"python {options.script_name}.py"
+    if output_dir != type(options)().results.output_dir:
+        command += f" --output-dir {output_dir}"
     if not path.exists():
-        command = f"python {options.script_name}.py"
-        if output_dir != type(options)().results.output_dir:
-            command += f" --output-dir {output_dir}"
         raise UserError(f"{path} does not exist; `{command}` trains a model")
     try:
         model, class_names = model_io.load_model(path)
     except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be loaded: {reason}") from None
+        raise UserError(
+            f"{path} cannot be loaded: {reason}; it may be of a newer Keras. `{command}` trains "
+            "another model"
+        ) from None
     expected_shapes = (None, IMAGE_SIZE, IMAGE_SIZE), (None, len(class_names))
     if (model.input_shape, model.output_shape) != expected_shapes:
-        raise UserError(f"{path} is not a model of these scripts")
+        raise UserError(f"{path} is not a model of these scripts; `{command}` trains one")
     return model, class_names
 
 

@@ -109,7 +109,7 @@ class ImageDataset:
         sha256: Checksum of each (decompressed) file, by name.
         name: Name of the data set.
         class_names: Class names by label.
-        first_label: Label of the first class in the data set's files; 0 here.
+        first_label: Label of the first class in the data set's files; labels here start at 0.
     """
 
     train: Split
@@ -157,9 +157,9 @@ def validate_class_names(names: Iterable[str], origin: object) -> tuple[str, ...
         if not name.strip() or not name.isprintable():
             raise UserError(f"{origin}: the name of class {i}, {name!r}, is empty or unprintable")
         if name in names[:i]:
-            raise UserError(f"{origin}: two classes have the name {name!r}")
+            raise UserError(f"{origin}: two classes have the name {name!r}; rename one")
     if len(json.dumps(names)) > MAX_CLASS_NAMES_BYTES:
-        raise UserError(f"{origin}: the names of the {len(names)} classes are too long")
+        raise UserError(f"{origin}: the {len(names)} class names are too long; shorten them")
     return names
 
 
@@ -183,7 +183,7 @@ def warn_about_classes(names: tuple[str, ...], labels: dict[str, np.ndarray]) ->
 
 
 def replace_unprintable(name: str) -> str:
-    """Replace characters of a file name that cannot be plotted or logged by U+FFFD."""
+    """Replace characters of a file name that cannot be plotted or logged with U+FFFD."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
@@ -200,7 +200,9 @@ def make_splits(
         order = class_balanced_order(raw.train_labels)
         num_validation = len(order) // 12
         if not num_validation:
-            raise UserError(f"{raw.source}: {len(order)} training images are too few to split")
+            raise UserError(
+                f"{raw.source}: {len(order)} training images are too few; at least 12 are needed"
+            )
         train, validation = order[num_validation:], order[:num_validation]
     else:
         others = np.setdiff1d(np.arange(len(raw.train_labels)), raw.validation_indices)

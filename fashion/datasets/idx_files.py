@@ -96,7 +96,10 @@ def parse_idx(content: bytes, sha256: str, origin: object) -> np.ndarray:
         raise DataFileError(f"{origin} is damaged: {error}") from None
     digests = [hashlib.sha256(data).hexdigest() for data in (payload, content)]
     if sha256 not in digests:
-        raise DataFileError(f"{origin} has SHA-256 {digests[0]}, expected {sha256}")
+        raise DataFileError(
+            f"{origin} has SHA-256 {digests[0]}, expected {sha256}; it is damaged, or of another "
+            "data set, whose checksums must be in a file SHA256SUMS beside it"
+        )
     dtype = DTYPES.get(payload[2]) if len(payload) >= 4 and payload[:2] == b"\0\0" else None
     num_dimensions = payload[3] if dtype else 0
     header_size = 4 + 4 * num_dimensions

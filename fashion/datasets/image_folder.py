@@ -122,7 +122,10 @@ def _load_splits(
     for split, directory in split_dirs.items():
         if unmatched := set(class_names) ^ set(class_dirs[split]):
             both = f"{split_dirs['train'].name}/ and {directory.name}/"
-            raise UserError(f"{path}: only in one of {both}: {join_sorted(unmatched)}")
+            raise UserError(
+                f"{path}: {both} must contain the same classes; only in one of them: "
+                f"{join_sorted(unmatched)}"
+            )
     parts = {
         split: load_images(directory, [class_dirs[split][name] for name in class_names], cache)
         for split, directory in split_dirs.items()
@@ -173,7 +176,7 @@ def _find_split_dirs(path: Path) -> dict[str, Path]:
         order = dict.fromkeys(SPLIT_DIR_NAMES.values())
         return {split: split_dirs[split] for split in order if split in split_dirs}
     if others_are_splits and subdirs:
-        raise UserError(f"{path}: no train/ that contains a directory per class")
+        raise UserError(f"{path}: no train/ that contains a directory per class; move these there")
     return {"train": path}
 
 

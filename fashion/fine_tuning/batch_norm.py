@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-MOMENTUM = 0.9  # PyTorch's default, for which the recipe was found; Keras' 0.99 needs more steps
+MOMENTUM = 0.9  # PyTorch's default (0.1 there); with Keras' 0.99, statistics need more steps
 
 
 class BatchNormalization(keras.layers.BatchNormalization):

@@ -22,7 +22,8 @@ from fashion.tracking.history import EpochLogger, EpochMetrics
 
 import keras
 
-# Options that do not affect the results and so may change when a run is resumed.
+# Options that may change when a run is resumed. Most do not affect the results; a divergence may
+# need a lower learning rate.
 OPTIONS_IGNORED_ON_RESUME = frozenset(
     {
         "resume",
@@ -76,7 +77,7 @@ class Checkpoint:
     def save(self, model: keras.Model, epoch_logger: EpochLogger) -> None:
         """Save the weights and optimizer state of the last epoch, and the run's state.
 
-        Before the first fine-tuning epoch, saves the best head weights. Old files are deleted only
+        Before the first fine-tuning epoch, save the best head weights. Old files are deleted only
         after the new ones are complete; `state.json` names the files in use.
 
         Raises:
@@ -217,12 +218,12 @@ def _check_resumable(saved: Checkpoint, new: Checkpoint, defaults: dict[str, Any
     if mismatches:
         raise UsageError(
             f"--resume: options differ from the checkpoint in {saved.directory}: "
-            f"{', '.join(mismatches)}"
+            f"{', '.join(mismatches)}; use the same options, or another --output-dir to start over"
         )
     if saved.finished and saved.learning_rate != new.learning_rate:
         raise UsageError(
-            f"--resume: the run in {saved.directory} has finished with another "
-            "fine_tune_learning_rate"
+            f"--resume: the run in {saved.directory} has finished with --fine-tune-learning-rate "
+            f"{saved.learning_rate}; use this value, or another --output-dir"
         )
 
 

@@ -68,8 +68,10 @@ class FineTuner:
             if self.freeze_point.train_batch_norm and not self.checkpoint.is_started:
                 self._recalibrate(models, run)
             is_augmented = self.options.fine_tune_inputs == "augmented"
-            training_model = add_augmentation(models.full) if is_augmented else models.evaluated
-            self._fit(training_model, models.activations, run)
+            training_model = (
+                add_augmentation(models.full) if is_augmented else models.pipeline_model
+            )
+            self._fit(training_model, models.activation_cache, run)
         with run.stage("evaluation", oom_hint="--image-size"):
             if self.freeze_point.train_batch_norm:
                 run.update_metadata(parameters=parameter_counts(models.full))
@@ -87,13 +89,13 @@ class FineTuner:
         frozen, blocks, trainable = self.freeze_point.split_model(head)
         name = run.options.script_name
         full = keras.Model(frozen.input, trainable(frozen.output), name=name)
-        activations = None
+        activation_cache = None
         if self.options.fine_tune_inputs == "cached":
             cache_dir = run.options.data.cache_dir / self.freeze_point.backbone.cache_dir_name
-            activations = FeatureCache(cache_dir / frozen.name, frozen)
+            activation_cache = FeatureCache(cache_dir / frozen.name, frozen)
             splits = run.data.splits.values()
-            activations.compute_missing(splits, Progress("Activations", run.wandb_run))
-        return TunedModels(full, frozen, blocks, trainable, activations)
+            activation_cache.compute_missing(splits, Progress("Activations", run.wandb_run))
+        return TunedModels(full, frozen, blocks, trainable, activation_cache)
 
     def _recalibrate(self, models: TunedModels, run: Run) -> None:
         """Recalibrate batch normalization to training images, augmented if training is."""
@@ -107,7 +109,7 @@ class FineTuner:
         outputs = (devices.predict_on_replicas(models.frozen, [batch])[0] for batch in batches)
         batch_norm.recalibrate(models.blocks, (output["activations"] for output in outputs))
 
-    def _fit(self, model: keras.Model, activations: FeatureCache | None, run: Run) -> None:
+    def _fit(self, model: keras.Model, activation_cache: FeatureCache | None, run: Run) -> None:
         """Train with Adam, warm-up and cosine decay; restore the weights of the best epoch.
 
         The best epoch may be one of the head's. A checkpoint is written after each epoch.
@@ -124,7 +126,7 @@ class FineTuner:
         else:
             checkpoint.save(model, logger)
         logger.nan_loss_hint = "continue with --resume and a lower --fine-tune-learning-rate"
-        pipeline = InputPipeline(model, activations, self.options.fine_tune_batch_size)
+        pipeline = InputPipeline(model, activation_cache, self.options.fine_tune_batch_size)
         validation_data = pipeline.dataset(data.validation)
         first_epoch, seed = checkpoint.head_epochs, run.options.training.seed
         for epoch in range(len(logger.epochs), first_epoch + self.options.fine_tune_epochs):

@@ -14,7 +14,7 @@ import keras
 
 @dataclass(frozen=True)
 class FreezePoint:
-    """The block of a backbone from which on blocks are trained; earlier blocks stay frozen.
+    """The first trainable block of a backbone; earlier blocks stay frozen.
 
     Attributes:
         backbone: Backbone to fine-tune.
@@ -52,7 +52,8 @@ class FreezePoint:
         freeze_point = cls(backbone, feature_names, blocks[end - num_blocks], train_batch_norm)
         if train_batch_norm and not batch_norm.batch_norms(freeze_point._original_blocks):
             raise UsageError(
-                f"--fine-tune-batch-norm trained: {backbone.name} has no batch normalization there"
+                f"--fine-tune-batch-norm trained: {backbone.name} has no batch normalization; use "
+                "--fine-tune-batch-norm frozen"
             )
         return freeze_point
 

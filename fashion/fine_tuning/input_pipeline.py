@@ -18,7 +18,7 @@ SHUFFLED_CHUNKS = 8  # chunks whose images are shuffled together
 
 
 class InputPipeline:
-    """Builds datasets of a split for a model that takes images, or activations from a cache."""
+    """Datasets of a split for a model that takes images, or activations from a cache."""
 
     def __init__(self, model: keras.Model, cache: FeatureCache | None, batch_size: int) -> None:
         """Create a pipeline.

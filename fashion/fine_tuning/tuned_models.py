@@ -21,19 +21,19 @@ class TunedModels(NamedTuple):
         frozen: Images → inputs of `trainable`.
         blocks: The unfrozen blocks, a part of `trainable`.
         trainable: Outputs of `frozen` → probabilities.
-        activations: Cache of the outputs of `frozen`, if they are cached.
+        activation_cache: Cache of the outputs of `frozen`, if they are cached.
     """
 
     full: keras.Model
     frozen: keras.Model
     blocks: keras.Model
     trainable: keras.Model
-    activations: FeatureCache | None
+    activation_cache: FeatureCache | None
 
     @property
-    def evaluated(self) -> keras.Model:
-        """The model whose inputs the input pipeline supplies, without augmentation."""
-        return self.trainable if self.activations else self.full
+    def pipeline_model(self) -> keras.Model:
+        """The model for the input pipeline's inputs: `trainable` with a cache, else `full`."""
+        return self.trainable if self.activation_cache else self.full
 
     def fold(self, freeze_point: FreezePoint, head: keras.Model) -> "TunedModels":
         """Return models with folded batch normalization.
@@ -59,9 +59,12 @@ class TunedModels(NamedTuple):
         """
         embedding_model = with_embedding_output(self.trainable)
         full_embedding_model = keras.Model(self.frozen.input, embedding_model(self.frozen.output))
-        if not self.activations:
+        if not self.activation_cache:
             embedding_model = full_embedding_model
-        pipeline, outputs = InputPipeline(self.evaluated, self.activations, batch_size=100), {}
+        pipeline, outputs = (
+            InputPipeline(self.pipeline_model, self.activation_cache, batch_size=100),
+            {},
+        )
         with pipeline.reraise_cache_errors():
             for name, split in data.splits.items():
                 outputs[name] = embedding_model.predict(pipeline.dataset(split), verbose=0)

@@ -22,8 +22,8 @@ class FineTuningOptions:
     fine_tune_weight_decay: Rate = 0.0
     """weight decay of kernels, by AdamW; 0: Adam"""
     fine_tune_batch_norm: Literal["frozen", "trained"] = "frozen"
-    """batch normalization of the trained blocks: with ImageNet's statistics, or trained with them
-    and recalibrated to the training images first"""
+    """frozen: batch normalization keeps its ImageNet statistics; trained: it is recalibrated to the
+    training images, then trained with the blocks"""
     fine_tune_inputs: Literal["cached", "computed", "augmented"] = "cached"
     """inputs of the trained blocks: activations cached on disk, activations computed in each epoch,
     or activations of randomly flipped, shifted and partly erased images"""

@@ -1,4 +1,4 @@
-"""The figures of a run, by matplotlib: curves, confusion matrix, reliability, embedding map."""
+"""The figures of a run: curves, confusion matrix, reliability, principal components."""
 
 from pathlib import Path
 

@@ -44,7 +44,7 @@ def plot_style() -> Iterator[None]:
     missing = [warning for warning in caught if str(warning.message).startswith("Glyph ")]
     if missing:
         print(
-            "Warning: some characters in class or file names are missing from the installed fonts "
+            "WARNING: some characters in class or file names are missing from the installed fonts "
             "and are not shown in the figures.",
             file=sys.stderr,
         )

@@ -1,1 +1,1 @@
-"""Tracking of a run while it goes on: stages, epochs and the W&B session."""
+"""Tracking of a run in progress: stages, epochs and the W&B session."""

@@ -101,7 +101,7 @@ def run_with_deadline(function: Callable[[], object], url: str, limit: float) ->
         function: Function to run.
         url: W&B server to check while the function runs.
         limit: Maximum number of seconds. Seconds without a response of the server also count
-            towards `MAX_UNRESPONSIVE_SECONDS` of the process.
+            toward `MAX_UNRESPONSIVE_SECONDS` of the process.
 
     Returns:
         Whether the function finished in time and W&B raised no error.

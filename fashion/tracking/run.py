@@ -1,4 +1,4 @@
-"""The life of a run: output directory, timed stages, metadata, the W&B run."""
+"""A run in progress: output directory, timed stages, metadata, the W&B run."""
 
 import contextlib
 import functools
@@ -85,7 +85,10 @@ class Run(Generic[OptionsT]):
         except OSError as error:
             raise UserError(f"--output-dir: {error}") from None
         if subdirs := [name for name in OUTPUT_FILES if (directory / name).is_dir()]:
-            raise UserError(f"--output-dir: {directory / subdirs[0]} is a directory")
+            raise UserError(
+                f"--output-dir: {directory / subdirs[0]} is a directory; remove it, or use another "
+                "output directory"
+            )
         if existing := [name for name in OUTPUT_FILES if (directory / name).exists()]:
             print(f"Existing files in {directory} will be overwritten: {', '.join(existing)}")
         return self
@@ -121,14 +124,14 @@ class Run(Generic[OptionsT]):
         self.metadata |= parts
 
     def start_wandb(
-        self, data: ImageDataset, previous: PreviousRun | None = None, **settings: Any
+        self, data: ImageDataset, previous: PreviousRun | None = None, **init_kwargs: Any
     ) -> None:
         """Open the W&B run with options, versions, data and weights as its config.
 
         Args:
             data: Data set of the run.
             previous: Run to continue, if any.
-            settings: Further arguments of `wandb.init`.
+            init_kwargs: Further arguments of `wandb.init`.
 
         Raises:
             UsageError: If W&B's settings are invalid.
@@ -139,14 +142,14 @@ class Run(Generic[OptionsT]):
         mode = self.options.results.wandb
         if not wandb_settings.is_disabled(mode):
             versions = self.metadata["versions"]
-            settings_of_user = wandb_settings.read_settings()
+            configured = wandb_settings.read_settings()
             self.update_metadata(
-                versions=wandb_settings.remove_private_versions(versions, settings_of_user)
+                versions=wandb_settings.remove_private_versions(versions, configured)
             )
         config = self.metadata["config"] | {
             name: self.metadata[name] for name in ("versions", "data", "weights")
         }
-        self.wandb_run = wandb_session.init_run(mode, config=config, **settings)
+        self.wandb_run = wandb_session.init_run(mode, config=config, **init_kwargs)
         self._is_wandb_open = True
         self._log_code_and_data = functools.partial(
             wandb_session.log_code_and_data, self.options.script_name, data

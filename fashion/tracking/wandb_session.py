@@ -20,7 +20,7 @@ from fashion.tracking import offline_fallback, wandb_settings
 import wandb
 
 ROOT = Path(__file__).parents[2]
-# Files of the project that are logged as code, beside the script itself.
+# Files of the project that are logged as code, besides the script itself.
 CODE_PATTERNS = (
     "common.py",
     "fashion/**/*.py",
@@ -35,7 +35,7 @@ def init_run(mode: str, **defaults: Any) -> wandb.Run:
 
     Args:
         mode: "auto", "online", "offline" or "disabled".
-        defaults: Further arguments of `wandb.init`, over which the user's settings win.
+        defaults: Further arguments of `wandb.init`, which the user's settings override.
 
     Raises:
         UsageError: If W&B's settings are invalid.
@@ -63,8 +63,8 @@ def _init_enabled_run(
     resolved: Any, mode: str, configured: wandb.Settings, defaults: dict[str, Any]
 ) -> wandb.Run:
     """Start an online or offline run; arguments as in `init_run`."""
-    settings = wandb_settings.merge(configured, **defaults)
-    silent = wandb_settings.override_unless_set(configured, silent=True)
+    init_kwargs = wandb_settings.merge(configured, **defaults)
+    silent_settings = wandb_settings.override_unless_set(configured, silent=True)
     if resolved == "online" and not _has_credentials(configured.base_url):
         resolved = "offline"
         if mode == "online":
@@ -76,11 +76,11 @@ def _init_enabled_run(
         print(f"W&B: no response from {configured.base_url}, so this run is offline.")
         resolved = "offline"
     if resolved != "online":
-        return wandb.init(mode=resolved, settings=silent, **settings)
+        return wandb.init(mode=resolved, settings=silent_settings, **init_kwargs)
     try:
         # W&B adds about 10 s to this time limit.
-        timeout = wandb_settings.override_unless_set(configured, init_timeout=8)
-        return wandb.init(mode=resolved, settings=timeout, **settings)
+        timeout_settings = wandb_settings.override_unless_set(configured, init_timeout=8)
+        return wandb.init(mode=resolved, settings=timeout_settings, **init_kwargs)
     except wandb.errors.UsageError:
         raise
     except wandb.Error as error:
@@ -88,7 +88,7 @@ def _init_enabled_run(
         print(f"W&B: could not connect, so this run is offline ({reason}).")
         errors.hung.set()  # W&B keeps retrying in a thread
         wandb.teardown()  # otherwise the id of a resumed run is still in use
-        return wandb.init(mode="offline", settings=silent, **settings)
+        return wandb.init(mode="offline", settings=silent_settings, **init_kwargs)
 
 
 def _check_arguments_are_encodable() -> None:

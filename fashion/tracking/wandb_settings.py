@@ -1,4 +1,4 @@
-"""The user's W&B settings, from the environment and settings files; they win over our defaults."""
+"""The user's W&B settings in environment and settings files, which override our defaults."""
 
 import contextlib
 import os
@@ -66,9 +66,9 @@ def wandb_dir() -> Path:
 
 
 def merge(configured: wandb.Settings, **defaults: Any) -> dict[str, Any]:
-    """Return arguments of `wandb.init`; the user's settings win over `defaults`.
+    """Return arguments of `wandb.init`; the user's settings override `defaults`.
 
-    Tags are the union of both. A project that is not None was given on the command line, and wins.
+    Tags are the union of both. A project that is not None was given on the command line.
     """
     tags = [*(configured.run_tags or ()), *defaults.get("tags", ())]
     return defaults | {

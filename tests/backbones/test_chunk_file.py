@@ -138,7 +138,7 @@ def test_merge_without_locks_warns_once(error, tmp_path, monkeypatch, capsys):
         chunk_file.merge(tmp_path / f"{i:06}.npz", features_of(i, "b"))
         assert chunk_file.stored_features(tmp_path / f"{i:06}.npz") == {"a", "b"}
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"Warning: could not lock {tmp_path} (")
+    assert line.startswith(f"WARNING: could not lock {tmp_path} (")
     assert len(attempts) == 1
 
 

@@ -85,6 +85,7 @@ def test_model_of_another_kind_raises(command_line, tmp_path):
     done = command_line(cnn_basic, "--predict", "shoe.jpg")
     assert done.code == 1
     expected = "outputs/cnn_basic/model.keras is not a model of these scripts"
+    expected += "; `python cnn_basic.py` trains one"
     assert done.err == f"cnn_basic.py: error: {expected}\n"
 
 

@@ -107,7 +107,7 @@ def test_metadata_contains_source_sizes_and_checksums(sample):
 def test_make_splits_of_too_few_images_raises():
     images, labels = np.zeros((11, 28, 28), "uint8"), np.arange(11, dtype="uint8") % 10
     raw = RawDataset(images, labels, images, labels, "here", {}, "mine", CLASS_NAMES)
-    with pytest.raises(UserError, match="here: 11 training images are too few to split"):
+    with pytest.raises(UserError, match="here: 11 training images are too few; at least 12"):
         make_splits(raw, None, None, None)
 
 
@@ -126,8 +126,8 @@ def test_class_names_are_the_published_ones():
         (["a", " "], "here: the name of class 1, ' ', is empty or unprintable"),
         (["a\tb", "c"], r"here: the name of class 0, 'a\\tb', is empty or unprintable"),
         (["a", "\udcff"], r"here: the name of class 1, '\\udcff', is empty or unprintable"),
-        (["a", "b", "a"], "here: two classes have the name 'a'"),
-        ([f"{i:0200}" for i in range(400)], "here: the names of the 400 classes are too long"),
+        (["a", "b", "a"], "here: two classes have the name 'a'; rename one"),
+        ([f"{i:0200}" for i in range(400)], "here: the 400 class names are too long; shorten them"),
     ],
 )
 def test_invalid_class_names_raise(names, message):

@@ -184,12 +184,13 @@ def test_resume_with_another_option_raises_usage_error(unfinished, load_or_creat
             load_or_create("--resume", f"--{option}={value}")
         assert str(error.value) == (
             f"--resume: options differ from the checkpoint in {unfinished.directory}: "
-            f"{option} ({before[option]}, now {value})"
+            f"{option} ({before[option]}, now {value}); use the same options, or another "
+            "--output-dir to start over"
         )
 
 
 def test_resume_with_another_recipe_or_mirror_raises_usage_error(unfinished, load_or_create):
-    with pytest.raises(common.UsageError, match=r": mirror \(False, now True\)$"):
+    with pytest.raises(common.UsageError, match=r": mirror \(False, now True\); use the"):
         load_or_create("--resume", "--mirror")
     with pytest.raises(
         common.UsageError,
@@ -222,7 +223,7 @@ def test_options_missing_in_an_old_checkpoint_have_defaults(unfinished, load_or_
     del old["config"]["dropout"], old["config"]["image_size"]
     write_state(unfinished, old)
     assert load_or_create("--resume").epochs == unfinished.epochs
-    with pytest.raises(common.UsageError, match=r": dropout \(0.3, now 0.1\)$"):
+    with pytest.raises(common.UsageError, match=r": dropout \(0.3, now 0.1\); use the"):
         load_or_create("--resume", "--dropout", 0.1)
 
 
@@ -239,7 +240,7 @@ def test_resume_with_other_data_weights_or_precision_raises(unfinished, load_or_
             load_or_create("--resume", backbone=other)
     data = load_sample()
     data.sha256["train-images-idx3-ubyte"] = 64 * "0"
-    with pytest.raises(common.UsageError, match=r": data_sha256$"):
+    with pytest.raises(common.UsageError, match=r": data_sha256; use the"):
         load_or_create("--resume", data=data)
 
 
@@ -254,7 +255,7 @@ def test_batch_size_may_change_only_before_the_first_epoch(load_or_create, model
     logger.epochs.append(make_epoch(4, 0.625))
     resumed.save(model, logger)
     assert load_or_create("--resume", "--fine-tune-batch-size", 16) == resumed
-    with pytest.raises(common.UsageError, match=r": fine_tune_batch_size \(16, now 32\)$"):
+    with pytest.raises(common.UsageError, match=r": fine_tune_batch_size \(16, now 32\); use the"):
         load_or_create("--resume")
 
 
@@ -268,7 +269,7 @@ def test_finished_run_can_be_resumed_only_unchanged(unfinished, load_or_create):
     unfinished.mark_finished()
     assert load_or_create("--resume").finished
     with pytest.raises(
-        common.UsageError, match=r"has finished with another fine_tune_learning_rate$"
+        common.UsageError, match=r"has finished with --fine-tune-learning-rate 0.0001; use this"
     ):
         load_or_create("--resume", "--fine-tune-learning-rate", 1e-5)
 

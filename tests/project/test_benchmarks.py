@@ -14,12 +14,12 @@ import cnn_basic
 import resnet50_fashion
 
 
-def run(folder, script, *options):
+def run(folder, script, *options, **environment):
     command = [sys.executable, ROOT / "benchmarks" / script, *map(str, options)]
     done = subprocess.run(
         [*command, "--data-dir", SAMPLE, "--weights", "none"],
         cwd=folder,
-        env=process_environment(folder),
+        env=process_environment(folder, **environment),
         capture_output=True,
         text=True,
         timeout=1500,
@@ -40,7 +40,15 @@ def number(text):
 def test_speed(tmp_path):
     sizes = *("--images", 4, "--extraction-images", 130, "--rounds", 1), *("--train-size", 40)
     sizes += *("--epochs", 2), *("--timed-images", 32), *("--recipes", "fast")
-    run(tmp_path, "speed.py", *sizes, "--output", tmp_path)
+    # Other runtimes take minutes to convert the network; test_use_the_model.py runs them.
+    (tmp_path / "hidden").mkdir()
+    for package in "openvino", "onnxruntime", "onnx", "tf2onnx", "torch":
+        code = f"raise ModuleNotFoundError('hidden', name={package!r})"
+        (tmp_path / "hidden" / f"{package}.py").write_text(code)
+    sections = ("runtimes", "end_to_end", "baseline", "fine_tuning")
+    sizes += *("--tuning-images", 32), *("--batch-sizes", 16)
+    path = str(tmp_path / "hidden")
+    run(tmp_path, "speed.py", *sections, *sizes, "--output", tmp_path, PYTHONPATH=path)
 
     *runtimes, _, _, published, fast = rows(tmp_path / "runtimes.md")
     for recipe, alone, whole, ratio in published, fast:
@@ -63,6 +71,14 @@ def test_speed(tmp_path):
     assert [row[0].split(",") for row in recipes] == [
         ["`--recipe fast`", run] for run in (" first run", " later run")
     ]
+    frozen, keras_layer, fused = rows(tmp_path / "fine_tuning.md")
+    assert [row[0] for row in (frozen, keras_layer, fused)] == [
+        "frozen",
+        "trained, Keras' layer",
+        "trained, fused",
+    ]
+    for row in keras_layer, fused:
+        assert number(row[3]) == pytest.approx(number(row[2]) / number(frozen[2]), rel=0.1)
     plain, this = rows(tmp_path / "baseline.md")
     assert number(plain[2]) == 1
     # Printed are two decimals of seconds that may be hundredths.

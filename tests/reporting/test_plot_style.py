@@ -31,7 +31,7 @@ def test_plot_style_overrides_the_users_style():
 def test_missing_characters_are_reported_once(capfd):
     render("\ue123\ue124", "\ue125")  # private use characters
     assert capfd.readouterr().err == (
-        "Warning: some characters in class or file names are missing from the installed fonts and "
+        "WARNING: some characters in class or file names are missing from the installed fonts and "
         "are not shown in the figures.\n"
     )
 

@@ -283,7 +283,10 @@ def test_mirror_adds_flipped_images_and_averages_predictions(run, sample, tmp_pa
     argv = ("--recipe", "best", "--precision", "float32", "--cache-dir", tmp_path / "cache")
     result = run(*argv, "--image-size", 64, "--batch-size", 20)
     out = capsys.readouterr().out
-    assert "Features: extracting 80 images" in out and "Mirrored: extracting 80 images" in out
+    assert (
+        "Features: extracting 80 images" in out
+        and "Flipped-image features: extracting 80 images" in out
+    )
     assert "\n4/4 - " in out  # 40 images and 40 flipped images in steps of 20
     images = sample.test.images[:20]
     predictions = result.model.predict(images, verbose=0)
