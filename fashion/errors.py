@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 # Set when a library thread may block forever; interpreter shutdown would then hang as well.
-hung = threading.Event()
+library_thread_hangs = threading.Event()
 
 
 class UserError(Exception):
@@ -43,7 +43,7 @@ def exit_process(code: int, immediately: bool = False) -> NoReturn:
     """Exit; skip interpreter shutdown if `immediately` or if a library thread hangs."""
     if not is_own_process():
         sys.exit(code)
-    if not immediately and not hung.is_set():
+    if not immediately and not library_thread_hangs.is_set():
         gc.freeze()  # else shutdown spends a second on TensorFlow's and Keras' objects
         sys.exit(code)
     for stream in sys.stdout, sys.stderr:

@@ -171,7 +171,7 @@ AT_EXIT = """
 import atexit, time
 atexit.register(time.sleep, 100)
 def main():
-    errors.hung.set()
+    errors.library_thread_hangs.set()
     print("complete output", end="")
     raise errors.UserError("no")
 errors.run_script(main)

@@ -109,8 +109,8 @@ def pca(embeddings: np.ndarray, n_components: int) -> PCAProjection:
 
 
 @dataclass(frozen=True)
-class ErrorAnalysis:
-    """The most confident errors on the test images, with their nearest training images.
+class EmbeddingAnalysis:
+    """Neighbors of the most confident errors, and principal components of all test images.
 
     Attributes:
         evaluation: Evaluation of the test images.
@@ -129,7 +129,7 @@ class ErrorAnalysis:
     @classmethod
     def from_predictions(
         cls, predictions: dict[str, Predictions], evaluation: Evaluation
-    ) -> "ErrorAnalysis":
+    ) -> "EmbeddingAnalysis":
         """Analyze the predictions for each split, given the evaluation of the test images."""
         mistakes = evaluation.most_confident_errors(NUM_MISTAKES)
         embeddings = predictions["test"].embeddings

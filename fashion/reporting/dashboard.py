@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fashion.datasets.dataset import ImageDataset, Split
-from fashion.evaluation.embeddings import ErrorAnalysis
+from fashion.evaluation.embeddings import EmbeddingAnalysis
 from fashion.evaluation.metrics import Evaluation, SplitEvaluations
 from fashion.tracking.history import EpochMetrics
 
@@ -18,7 +18,7 @@ MAX_MISTAKES, EXAMPLES_PER_CLASS = 100, 10  # rows of the image tables
 def log_dashboard(
     wandb_run: wandb.Run,
     evaluations: SplitEvaluations,
-    analysis: ErrorAnalysis,
+    analysis: EmbeddingAnalysis,
     data: ImageDataset,
     epochs: list[EpochMetrics],
 ) -> None:
@@ -38,7 +38,7 @@ def log_dashboard(
         }
     )
     if not wandb_run.sweep_id:
-        log_error_analysis(wandb_run, analysis, data)
+        log_embedding_analysis(wandb_run, analysis, data)
 
 
 def _epoch_charts(epochs: list[EpochMetrics]) -> dict[str, object]:
@@ -102,7 +102,9 @@ def _image_table(evaluation: Evaluation, split: Split, indices: np.ndarray) -> w
     return table
 
 
-def log_error_analysis(wandb_run: wandb.Run, analysis: ErrorAnalysis, data: ImageDataset) -> None:
+def log_embedding_analysis(
+    wandb_run: wandb.Run, analysis: EmbeddingAnalysis, data: ImageDataset
+) -> None:
     """Log the most confident errors with their nearest training images, and the embeddings."""
     evaluation, names = analysis.evaluation, analysis.evaluation.class_names
     columns: list[str | int] = ["image", "true", "predicted", "confidence", "index"]

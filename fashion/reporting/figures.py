@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fashion.datasets.dataset import ImageDataset
-from fashion.evaluation.embeddings import ErrorAnalysis
+from fashion.evaluation.embeddings import EmbeddingAnalysis
 from fashion.evaluation.metrics import Evaluation, SplitEvaluations, wilson_interval
 from fashion.reporting.image_grids import plot_mistakes, plot_neighbors
 from fashion.reporting.plot_style import BLUE, GRAY, ORANGE, plot_style, truncate
@@ -30,7 +30,7 @@ MAX_CLASSES_IN_LEGEND = 40
 def save_figures(
     directory: Path,
     evaluations: SplitEvaluations,
-    analysis: ErrorAnalysis,
+    analysis: EmbeddingAnalysis,
     data: ImageDataset,
     epoch_logger: EpochLogger,
 ) -> None:
@@ -140,7 +140,7 @@ def _plot_calibration(
     axes.vlines(confidence, *np.transpose(intervals), color=color, alpha=0.4)
 
 
-def plot_embedding_map(analysis: ErrorAnalysis) -> Figure:
+def plot_embedding_map(analysis: EmbeddingAnalysis) -> Figure:
     """Plot the first two principal components of the test images' embeddings."""
     evaluation, projection = analysis.evaluation, analysis.projection
     points, ratio = projection.points[:, :2], projection.explained_variance_ratio[:2].sum()

@@ -25,7 +25,7 @@ class Report:
         best_epoch: Epoch whose weights are used.
         comparison: Comparison with another run.
         figures_dir: Directory that contains the figures.
-        settings: Heading → name → value, for the last tables.
+        details: Heading → name → value, for the last tables.
     """
 
     model: str
@@ -34,7 +34,7 @@ class Report:
     best_epoch: int
     comparison: Comparison
     figures_dir: Path
-    settings: Mapping[str, Mapping[str, object]]
+    details: Mapping[str, Mapping[str, object]]
 
     def render(self) -> str:
         """Return the page as HTML with embedded figures."""
@@ -57,9 +57,7 @@ class Report:
                 name: base64.b64encode((self.figures_dir / name).read_bytes()).decode()
                 for name in FIGURE_FILES
             },
-            setting_rows={
-                heading: _setting_rows(values) for heading, values in self.settings.items()
-            },
+            detail_rows={heading: _detail_rows(values) for heading, values in self.details.items()},
         )
 
 
@@ -92,7 +90,7 @@ def _class_rows(evaluation: Evaluation) -> list[list[str]]:
     return rows
 
 
-def _setting_rows(values: Mapping[str, object]) -> list[list[object]]:
+def _detail_rows(values: Mapping[str, object]) -> list[list[object]]:
     return [
         [name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value]
         for name, value in values.items()

@@ -1,7 +1,7 @@
 """Figures of small images in a grid: errors, and their nearest training images."""
 
 from fashion.datasets.dataset import ImageDataset, Split
-from fashion.evaluation.embeddings import NUM_MISTAKES, NUM_NEIGHBORS, ErrorAnalysis
+from fashion.evaluation.embeddings import NUM_MISTAKES, NUM_NEIGHBORS, EmbeddingAnalysis
 from fashion.evaluation.metrics import Evaluation
 from fashion.reporting.plot_style import BLUE, GRAY, ORANGE, truncate
 
@@ -77,7 +77,7 @@ def plot_mistakes(evaluation: Evaluation, split: Split) -> Figure:
     return figure
 
 
-def plot_neighbors(analysis: ErrorAnalysis, data: ImageDataset) -> Figure:
+def plot_neighbors(analysis: EmbeddingAnalysis, data: ImageDataset) -> Figure:
     """Plot each of the most confident errors next to its nearest training images."""
     evaluation = analysis.evaluation
     figure = Figure(figsize=(12, 10.5))

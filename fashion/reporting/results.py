@@ -13,7 +13,7 @@ from fashion import environment
 from fashion.datasets.dataset import Split
 from fashion.environment import staging_dir
 from fashion.errors import UserError
-from fashion.evaluation.embeddings import ErrorAnalysis, Predictions
+from fashion.evaluation.embeddings import EmbeddingAnalysis, Predictions
 from fashion.evaluation.metrics import Evaluation, SplitEvaluations, parameter_counts
 from fashion.reporting import comparison, dashboard, figures, model_io
 from fashion.reporting.comparison import Comparison
@@ -84,7 +84,7 @@ def save(run: Run, model: keras.Model, predictions: dict[str, Predictions]) -> S
     output_dir = run.options.results.output_dir
     probabilities = {name: values.probabilities for name, values in predictions.items()}
     evaluations = SplitEvaluations.from_probabilities(probabilities, run.data)
-    analysis = ErrorAnalysis.from_predictions(predictions, evaluations.test)
+    analysis = EmbeddingAnalysis.from_predictions(predictions, evaluations.test)
     _add_results(run, evaluations, model)
     try:
         with staging_dir(output_dir) as directory:
@@ -115,7 +115,7 @@ def _add_results(run: Run, evaluations: SplitEvaluations, model: keras.Model) ->
 
 
 def _write_files(
-    directory: Path, run: Run, evaluations: SplitEvaluations, analysis: ErrorAnalysis
+    directory: Path, run: Run, evaluations: SplitEvaluations, analysis: EmbeddingAnalysis
 ) -> Comparison:
     """Write all of `OUTPUT_FILES` except the model; return the comparison with another run."""
     write_history(directory, run.epoch_logger.epochs)
@@ -135,7 +135,7 @@ def _write_files(
         best_epoch=run.epoch_logger.best.epoch,
         comparison=compared,
         figures_dir=directory,
-        settings={heading: run.metadata[part] for heading, part in REPORT_TABLES.items()},
+        details={heading: run.metadata[part] for heading, part in REPORT_TABLES.items()},
     )
     path = directory / "report.html"
     path.write_text(report.render(), encoding="utf-8", errors="xmlcharrefreplace")
@@ -172,7 +172,7 @@ def _log_to_wandb(
     directory: Path,
     run: Run,
     evaluations: SplitEvaluations,
-    analysis: ErrorAnalysis,
+    analysis: EmbeddingAnalysis,
     wandb_run: wandb.Run,
 ) -> wandb.Artifact | None:
     """Log dashboard, summary, report and model; return the model's artifact, if any."""

@@ -131,7 +131,7 @@ def run_with_deadline(function: Callable[[], object], url: str, limit: float) ->
             thread.join(1)
     finally:  # also after Ctrl-C
         if thread.is_alive():
-            errors.hung.set()
+            errors.library_thread_hangs.set()
     # `Artifact.wait` raises a ValueError.
     if raised and not isinstance(raised[0], wandb.Error | ValueError):
         raise raised[0]

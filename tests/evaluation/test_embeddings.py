@@ -2,7 +2,7 @@
 
 from fashion.backbones.augmentation import with_flip_tta
 from fashion.evaluation.embeddings import (
-    ErrorAnalysis,
+    EmbeddingAnalysis,
     Predictions,
     nearest_neighbors,
     pca,
@@ -108,7 +108,7 @@ def test_error_analysis_of_few_errors():
         "train": Predictions(probabilities, embeddings[::-1].copy()),
         "test": Predictions(probabilities, embeddings),
     }
-    analysis = ErrorAnalysis.from_predictions(predictions, evaluation)
+    analysis = EmbeddingAnalysis.from_predictions(predictions, evaluation)
     assert analysis.mistakes.tolist() == [3, 7]
     assert analysis.neighbors.indices[:, 0].tolist() == [16, 12]  # the embeddings in reverse order
     assert analysis.embedding_dim == 6

@@ -1,7 +1,7 @@
 """Made-up predictions for the sample's images."""
 
 from fashion.datasets.dataset import CLASS_NAMES
-from fashion.evaluation.embeddings import ErrorAnalysis, Predictions
+from fashion.evaluation.embeddings import EmbeddingAnalysis, Predictions
 from fashion.evaluation.metrics import Evaluation
 
 import numpy as np
@@ -13,7 +13,7 @@ def random_evaluation(sample) -> Evaluation:
     return Evaluation(rng.dirichlet(np.full(10, 0.3), 400), sample.test.labels, CLASS_NAMES)
 
 
-def make_analysis(sample, num_errors) -> tuple[ErrorAnalysis, dict[str, Predictions]]:
+def make_analysis(sample, num_errors) -> tuple[EmbeddingAnalysis, dict[str, Predictions]]:
     """Analyze predictions with `num_errors` errors on the test images."""
     rng = np.random.default_rng(0)
     predictions = {}
@@ -26,4 +26,4 @@ def make_analysis(sample, num_errors) -> tuple[ErrorAnalysis, dict[str, Predicti
         embeddings = rng.normal(size=(split.size, 6)) + 3 * np.eye(10)[labels][:, :6]
         predictions[name] = Predictions(probabilities, embeddings.astype("float16"))
     evaluation = Evaluation(predictions["test"].probabilities, sample.test.labels, CLASS_NAMES)
-    return ErrorAnalysis.from_predictions(predictions, evaluation), predictions
+    return EmbeddingAnalysis.from_predictions(predictions, evaluation), predictions

@@ -3,7 +3,7 @@
 import io
 
 from fashion.datasets.dataset import CLASS_NAMES
-from fashion.evaluation.embeddings import ErrorAnalysis, Predictions, pca
+from fashion.evaluation.embeddings import EmbeddingAnalysis, Predictions, pca
 from fashion.evaluation.metrics import Evaluation
 from fashion.reporting import figures
 from fashion.tracking.run import OUTPUT_FILES
@@ -110,7 +110,7 @@ def test_plot_embedding_map_of_many_classes_some_without_images(num_classes):
     embeddings = np.random.default_rng(0).normal(size=(300, 1)).astype("float16")
     predictions = Predictions(evaluation.probabilities, embeddings)
     splits = {"train": predictions, "test": predictions}
-    figure = figures.plot_embedding_map(ErrorAnalysis.from_predictions(splits, evaluation))
+    figure = figures.plot_embedding_map(EmbeddingAnalysis.from_predictions(splits, evaluation))
     assert len(figure.legends[0].texts) == (42 if num_classes == 40 else 2)
     figure.savefig(buffer := io.BytesIO())
     assert Image.open(buffer).width == 1200

@@ -89,7 +89,7 @@ def test_report_escapes_names_of_classes_data_and_options(tmp_path):
         best_epoch=1,
         comparison=Comparison([["model"], [odd]], odd),
         figures_dir=tmp_path,
-        settings={"Options": {"data_dir": odd, "predict": (odd, odd)}},
+        details={"Options": {"data_dir": odd, "predict": (odd, odd)}},
     ).render()
     assert "<script>" not in rendered and "<b>bold" not in rendered
     page = ParsedPage(rendered)
