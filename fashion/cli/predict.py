@@ -8,12 +8,8 @@ from typing import NamedTuple
 
 from fashion import devices
 from fashion.datasets.dataset import replace_unprintable
-from fashion.datasets.preprocessing import (
-    IMAGE_SIZE,
-    is_image_file,
-    load_image,
-    preprocess_image,
-)
+from fashion.datasets.image_files import find_image_files, with_progress
+from fashion.datasets.preprocessing import IMAGE_SIZE, load_image, preprocess_image
 from fashion.environment import staging_dir
 from fashion.errors import UserError
 from fashion.options import Options
@@ -34,7 +30,7 @@ class UserImage(NamedTuple):
     """A user's image."""
 
     name: str
-    original: Image.Image  # thumbnail
+    original: Image.Image | None  # thumbnail, if plotted
     image: np.ndarray  # the model's input, uint8 (28, 28)
 
 
@@ -45,8 +41,9 @@ def predict_images(paths: Iterable[Path], options: Options) -> None:
         UserError: If there is no model or no image, or if not all images could be used.
     """
     model, class_names = load_run_model(options)
-    user_images, num_failed = [], 0
-    for path in find_images(paths):
+    user_images: list[UserImage] = []
+    num_failed = 0
+    for path in with_progress(find_images(paths), "Read"):
         try:
             original = load_image(path)
             image = preprocess_image(original)
@@ -55,7 +52,9 @@ def predict_images(paths: Iterable[Path], options: Options) -> None:
             print(f"{path}: skipped: {error}", file=sys.stderr)
             continue
         original.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        user_images.append(UserImage(replace_unprintable(str(path)), original, image))
+        is_plotted = len(user_images) < MAX_PLOTTED  # thousands would fill the memory
+        thumbnail = original if is_plotted else None
+        user_images.append(UserImage(replace_unprintable(str(path)), thumbnail, image))
     if user_images:
         images = np.stack([user_image.image for user_image in user_images])
         probabilities = devices.predict_in_batches(model, images, batch_size=125)
@@ -110,7 +109,7 @@ def load_run_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the files among `paths` and the image files in the directories among them, by name.
+    """Return the files among `paths`, and the image files below the directories among them.
 
     Raises:
         UserError: If a directory contains no image file, or cannot be read.
@@ -121,10 +120,9 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
             found.append(path)  # opening it later reports a missing file
             continue
         try:
-            entries = sorted(path.iterdir())
+            image_files = find_image_files(path)
         except OSError as error:
             raise UserError(f"--predict: {error}") from None
-        image_files = [entry for entry in entries if is_image_file(entry)]
         if not image_files:
             raise UserError(f"--predict: {path} contains no image files")
         found += image_files
@@ -178,7 +176,8 @@ def plot_predictions(
         axes.set_axis_off()
     for i in range(num_images):
         original, model_input, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
-        original.imshow(user_images[i].original)
+        if thumbnail := user_images[i].original:
+            original.imshow(thumbnail)
         original.set_title(f"{Path(user_images[i].name).name[:28]}", fontsize=9)
         model_input.imshow(
             user_images[i].image, cmap="gray", vmin=0, vmax=255, interpolation="nearest"

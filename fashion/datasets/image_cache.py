@@ -1,18 +1,16 @@
 """Image files as 28×28 arrays, each preprocessed once and cached by the SHA-256 of its file."""
 
-import collections
 import contextlib
 import gzip
 import hashlib
-import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from fashion.datasets import preprocessing
 from fashion.datasets.dataset import replace_unprintable
+from fashion.datasets.image_files import find_image_files, with_progress
 from fashion.datasets.preprocessing import IMAGE_SIZE
 from fashion.environment import staging_dir
 from fashion.errors import UserError
@@ -20,8 +18,6 @@ from fashion.errors import UserError
 import numpy as np
 import PIL
 from PIL import Image
-
-SECONDS_BETWEEN_LINES = 20  # of progress
 
 
 class LabeledImages(NamedTuple):
@@ -111,14 +107,10 @@ def load_images(directory: Path, class_dirs: Sequence[Path], cache: ImageCache) 
     paths = [
         (label, path)
         for label, class_dir in enumerate(class_dirs)
-        for path in _find_image_files(class_dir)
+        for path in find_image_files(class_dir)
     ]
     images, labels, filenames = [], [], []
-    last_line = time.monotonic()
-    for done, (label, path) in enumerate(paths):
-        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-            last_line = time.monotonic()
-            print(f"Preprocessed {done:,} of {len(paths):,} images", flush=True)
+    for label, path in with_progress(paths, "Preprocessed"):
         try:
             images.append(cache.load(path))
         except UserError:
@@ -132,22 +124,3 @@ def load_images(directory: Path, class_dirs: Sequence[Path], cache: ImageCache) 
     return LabeledImages(
         np.reshape(images, shape).astype("uint8"), np.array(labels, "int32"), tuple(filenames)
     )
-
-
-def _find_image_files(directory: Path) -> list[Path]:
-    """Return the image files below a directory in sorted order; print which others it contains."""
-
-    def raise_error(error: OSError) -> NoReturn:
-        raise error
-
-    image_files: list[Path] = []
-    others: list[Path] = []
-    for parent, subdirs, names in os.walk(directory, onerror=raise_error):
-        subdirs[:] = [name for name in subdirs if not name.startswith(".")]
-        for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            (image_files if preprocessing.is_image_file(path) else others).append(path)
-    if others:
-        kinds = collections.Counter(path.suffix or path.name for path in others)
-        counts = join_sorted(f"{kind} ({count})" for kind, count in kinds.items())
-        print(f"{directory}: skipped files without an image extension: {counts}", file=sys.stderr)
-    return sorted(image_files)

@@ -1,7 +1,7 @@
 """Preprocessing of photos to Fashion-MNIST's format: light garment on black, gray, 28×28.
 
-The steps are the ones of the data set's authors (Xiao, Rasul, Vollgraf 2017, section 2), for images
-to train on as for images to classify.
+The steps follow those of the data set's authors (Xiao, Rasul, Vollgraf 2017, section 2), without
+sharpening; only images with a light background are inverted. Training and `--predict` use the same.
 """
 
 import warnings
@@ -10,15 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-PREPROCESSING_VERSION = 1  # raise it if the resulting pixels change: it keys the image cache
+PREPROCESSING_VERSION = 2  # raise it if the resulting pixels change: it keys the image cache
 IMAGE_SIZE = 28
 MAX_WORKING_SIZE = 1024  # pixels; more would only take time
 BACKGROUND_TOLERANCE = 0.05 * 255  # the authors trim edges that differ less from the background
-
-
-def is_image_file(path: Path) -> bool:
-    """Return whether a file has an extension that Pillow supports."""
-    return path.suffix.lower() in Image.registered_extensions()
 
 
 def load_image(path: Path) -> Image.Image:
@@ -29,17 +24,17 @@ def load_image(path: Path) -> Image.Image:
         Image.DecompressionBombError: If it has more pixels than Pillow's limit, 89 million.
     """
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on metadata, without the name of the file
         # Up to twice the limit, Pillow only warns, and a small file can contain as many pixels.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as file:
             file.load()
-            image = ImageOps.exif_transpose(file)
-    if image.mode[0] in "IF":  # 16 or 32 bits, which Pillow would clip to 255
-        values = np.asarray(image, "float32")
-        largest = float(values.max())
-        if largest > 255 or (image.mode == "F" and largest <= 1):
-            values = values * (255 / (1 if largest <= 1 else max(65535, largest)))
-        image = Image.fromarray(values.clip(0, 255).astype("uint8"))
+            try:
+                image = ImageOps.exif_transpose(file)
+            except Exception:  # damaged metadata; Pillow raises many types
+                image = file.copy()
+    if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip to 255
+        image = Image.fromarray(scale_to_8_bits(np.asarray(image)))
     image.thumbnail((MAX_WORKING_SIZE, MAX_WORKING_SIZE))
     if image.has_transparency_data:
         # Transparent pixels become white, the background of catalog photos, or black if most of
@@ -50,6 +45,21 @@ def load_image(path: Path) -> Image.Image:
         background = Image.new("RGBA", image.size, "black" if is_white else "white")
         image = Image.alpha_composite(background, image)
     return image.convert("RGB")
+
+
+def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale gray values of any range, (height, width), to uint8.
+
+    Black is 0, or the smallest value if that is negative. White is 1 for fractions up to 1, else
+    the largest value of the smallest bit depth that fits: 8, 10, 12, 14, 16 or 32 bits.
+    """
+    fractions = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype("float64"), posinf=0, neginf=0)
+    black, largest = min(float(values.min()), 0.0), float(values.max())
+    depths = (1.0,) if fractions else ()
+    whites = (*depths, *(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 32)), largest)
+    white = next(white for white in whites if white >= largest)
+    return ((values - black) * (255 / (white - black))).clip(0, 255).astype("uint8")
 
 
 def preprocess_image(image: Image.Image) -> np.ndarray:

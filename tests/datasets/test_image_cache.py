@@ -58,7 +58,8 @@ def test_cached_images_are_preprocessed_again_only_if_damaged(load, tmp_path, mo
 
 
 def test_cache_directory_is_that_of_earlier_releases(tmp_path, monkeypatch):
-    """Earlier releases computed these names with the given versions of Pillow."""
+    """Version 1 has the names of earlier releases, here with two versions of Pillow."""
+    monkeypatch.setattr(preprocessing, "PREPROCESSING_VERSION", 1)
     for pillow_version, name in (
         ("10.1.0", "pictures-c431a49a9c926b46"),
         ("12.0.0", "pictures-1abf02e46c25d0c6"),
@@ -68,11 +69,11 @@ def test_cache_directory_is_that_of_earlier_releases(tmp_path, monkeypatch):
 
 
 def test_cache_directory_changes_with_the_version(tmp_path, monkeypatch):
-    first = ImageCache(tmp_path).directory
-    monkeypatch.setattr(preprocessing, "PREPROCESSING_VERSION", 2)
-    second = ImageCache(tmp_path).directory
-    monkeypatch.setattr(preprocessing, "PREPROCESSING_VERSION", 3)
-    assert len({first, second, ImageCache(tmp_path).directory}) == 3
+    directories = []
+    for version in 1, 2, 3:
+        monkeypatch.setattr(preprocessing, "PREPROCESSING_VERSION", version)
+        directories.append(ImageCache(tmp_path).directory)
+    assert len(set(directories)) == 3
 
 
 def test_join_sorted():

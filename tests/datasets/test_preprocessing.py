@@ -1,8 +1,12 @@
 """Preprocessing of images of many kinds."""
 
+import struct
+import zlib
+
 from fashion.datasets import preprocessing
 
 import numpy as np
+import pytest
 from helpers.photos import draw_garment, save_image
 from PIL import Image, ImageOps
 
@@ -67,3 +71,46 @@ def test_images_of_the_data_set_hardly_change(tmp_path, sample):
         result = preprocessing.preprocess_image(preprocessing.load_image(path))
         changes.append(np.abs(result - image.astype(int)))
     assert np.median(np.mean(changes, axis=(1, 2))) < 3
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 4000]], "uint16"), [[0, 249]]),  # 12 bits in 16
+        (np.array([[0, 65535]], "uint16"), [[0, 255]]),
+        (np.array([[0, 200]], "uint16"), [[0, 200]]),
+        (np.array([[0, 1000]], "int32"), [[0, 249]]),  # 10 bits
+        (np.array([[0, 2**31 - 1]], "int32"), [[0, 127]]),
+        (np.array([[-1000, 0, 1023]], "int32"), [[0, 126, 255]]),
+        (np.array([[0, 0.5, 1]], "float32"), [[0, 127, 255]]),
+        (np.array([[0, 200.0]], "float32"), [[0, 200]]),
+        (np.array([[0, np.nan, 1]], "float32"), [[0, 0, 255]]),
+    ],
+)
+def test_scale_to_8_bits_finds_the_range(values, expected):
+    scaled = preprocessing.scale_to_8_bits(values)
+    assert scaled.dtype == np.uint8
+    np.testing.assert_array_equal(scaled, expected)
+
+
+def test_twelve_bits_in_a_16_bit_file_give_the_image_of_8_bits(tmp_path):
+    gray = np.full((100, 120), 250, "uint8")
+    gray[26:74, 30:90] = 60
+    results = []
+    for name, image in ("8.png", gray), ("12.png", gray.astype("uint16") * 16):
+        Image.fromarray(image).save(tmp_path / name)
+        results.append(preprocessing.preprocess_image(preprocessing.load_image(tmp_path / name)))
+    np.testing.assert_allclose(*(result.astype(int) for result in results), atol=2)
+
+
+def test_damaged_metadata_do_not_matter(tmp_path):
+    """An orientation tag whose value is missing."""
+    gray = np.full((40, 40), 250, "uint8")
+    gray[10:30, 15:25] = 60
+    path, damaged = tmp_path / "a.png", tmp_path / "b.png"
+    Image.fromarray(gray).save(path)
+    content, exif = path.read_bytes(), b"eXIf" + b"\x00\x08\x00\x02\x01\x12\x00\x03"
+    chunk = struct.pack(">I", len(exif) - 4) + exif + struct.pack(">I", zlib.crc32(exif))
+    damaged.write_bytes(content[:33] + chunk + content[33:])
+    images = [preprocessing.load_image(p) for p in (path, damaged)]
+    np.testing.assert_array_equal(*images)
