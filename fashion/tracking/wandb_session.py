@@ -42,8 +42,11 @@ def init_run(mode: str, **defaults: Any) -> wandb.Run:
         UserError: If the script's arguments are invalid for W&B.
     """
     if wandb_settings.is_disabled(mode):
-        with wandb_settings.hide_settings():
+        try:
             return wandb.init(mode="disabled", **defaults)
+        except Exception:  # an invalid setting, which does not matter
+            with wandb_settings.hide_settings():
+                return wandb.init(mode="disabled", **defaults)
     configured = wandb_settings.read_settings()
     # The settings' mode is "online" unless WANDB_MODE or `wandb offline` sets another one.
     resolved: Any = configured.mode if mode == "auto" else mode
