@@ -16,6 +16,7 @@ from fashion.tracking.run import Run
 
 import filelock
 import pytest
+import wandb
 from helpers import forkserver
 from helpers.data import load_sample
 from helpers.forkserver import ForkedScript
@@ -46,6 +47,13 @@ def isolate_wandb_dir(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DATA_DIR", str(tmp_path_factory.mktemp("wandb")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def end_wandb_session() -> Iterator[None]:
+    """End W&B's session, which would ignore, with a warning, the variables of the next test."""
+    yield
+    wandb.teardown()
 
 
 @pytest.fixture(scope="session", autouse=True)

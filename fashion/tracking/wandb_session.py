@@ -54,12 +54,9 @@ def init_run(mode: str, **defaults: Any) -> wandb.Run:
         return wandb.init(mode="disabled", **defaults)
     _check_arguments_are_encodable()
     try:
-        run = _init_enabled_run(resolved, mode, configured, defaults)
+        return _init_enabled_run(resolved, mode, configured, defaults)
     except (ValueError, wandb.errors.UsageError) as error:
         raise wandb_settings.invalid_settings_error(error) from None
-    # Files that wait for their upload stay next to the run, not in the user's home directory.
-    os.environ.setdefault("WANDB_DATA_DIR", str(Path(run.dir).parents[1]))
-    return run
 
 
 def _init_enabled_run(

@@ -45,6 +45,13 @@ def read_settings() -> wandb.Settings:
     Raises:
         UsageError: If a setting is invalid.
     """
+    # Files that wait for their upload stay next to the run, not in the user's home directory. This
+    # must be set before W&B reads its settings. W&B does not use a directory that is not writable.
+    root = os.environ.get("WANDB_DIR") or "."
+    existing = root if os.path.exists(root) else os.path.dirname(os.path.abspath(root))
+    if os.access(existing, os.W_OK):
+        name = ".wandb" if os.path.exists(os.path.join(root, ".wandb")) else "wandb"
+        os.environ.setdefault("WANDB_DATA_DIR", os.path.abspath(os.path.join(root, name)))
     try:
         return wandb.setup().settings
     except Exception as error:  # of several classes: pydantic's, configparser's, W&B's own
