@@ -48,7 +48,7 @@ class HeadOptions:
     """Classifier on frozen features: Dense(512) + Dropout + softmax."""
 
     features: Annotated[str, choice(FEATURE_SETS)] = "conv5"
-    """conv5: pooled last stage; conv4: pooled stages 3 and 4; conv4_…: stage 3 pooled on a grid"""
+    """conv5: pooled last stage; conv4: pooled conv3 and conv4; conv4_…: conv3 pooled on a grid"""
     mirror: bool = False
     """add horizontally flipped images in training, and average predictions over both views"""
     dropout: Rate = 0.3

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 _STANDARD_STREAMS = ("stdin", "stdout", "stderr")
 for _fd, _name in enumerate(_STANDARD_STREAMS):
-    # A closed stream's number would be given to the next file that is opened.
+    # The next file that is opened would get the file descriptor of a closed stream.
     if getattr(sys, _name) is None:
         os.open(os.devnull, os.O_RDWR)
         setattr(sys, _name, open(_fd, "w" if _fd else "r"))  # noqa: SIM115

@@ -54,7 +54,8 @@ def environment_info() -> dict[str, object]:
 def git_commit(root: Path = ROOT) -> str | None:
     """Return the commit of the scripts, with "-dirty" appended if files of the project differ.
 
-    None if no repository tracks them, such as copies in an ignored directory of another one.
+    None if no repository tracks the scripts, for example if they were copied to an ignored
+    directory of another repository.
     """
 
     def git(*arguments: str) -> str:

@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """An invalid value on the command line."""
+    """An invalid option or setting."""
 
     exit_code = 2
 

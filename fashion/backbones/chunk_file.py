@@ -15,8 +15,8 @@ import numpy as np
 
 LOCK_FILE = ".lock"
 MAX_LOCK_SECONDS = 30  # merging a file takes milliseconds
-# Errors for which writing the features would fail as well; others are those of file systems without
-# locks, which differ between systems.
+# Errors that writing the features would also raise. All others are taken to mean that the file
+# system has no locks; their codes differ between systems.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _use_locks = True  # until locking fails in this process

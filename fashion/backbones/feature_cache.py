@@ -1,10 +1,10 @@
 """Cache of features extracted by the frozen backbone.
 
-The cache has a directory per backbone, image size and precision, in it a directory per split, in it
-a file per chunk of images. A file appears completely or not at all, and each feature in it has the
-same bytes whoever computes it on this machine. An interrupted run, or two runs at once, therefore
-do no harm, and later runs continue from the files that exist. Each run adds its features to the
-ones that a file contains.
+The cache has a directory per backbone, weights, image size and precision, in it a directory per
+split, in it a file per chunk of images. A file appears completely or not at all, and every process
+on this machine computes the same bytes for a feature. An interrupted run, or two runs at once,
+therefore do no harm, and later runs continue from the files that exist. Each run adds its features
+to the ones that a file contains.
 """
 
 import math

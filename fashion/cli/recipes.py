@@ -16,7 +16,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # The published recipe: the last stage's average pooling at 224×224. 92.1 ± 0.1 % validation,
     # 91.6 ± 0.2 % test; 12 minutes on 2 cores, later runs 37 seconds.
     "published": {},
-    # The third stage keeps spatial layout, and the last one is specific to ImageNet.
+    # conv3 keeps spatial layout, and conv5 is specific to ImageNet.
     # 94.9 ± 0.1 % validation, 94.8 ± 0.1 % test; 3.5 minutes on 2 cores, later runs a minute:
     # `python benchmarks/accuracy.py --rows fast`.
     "fast": FAST,

@@ -25,7 +25,7 @@ def load_image(path: Path) -> Image.Image:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on metadata, without the name of the file
-        # Up to twice the limit, Pillow only warns, and a small file can contain as many pixels.
+        # Up to twice the limit, Pillow only warns, and even a small file can have that many pixels.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as file:
             file.load()

@@ -131,7 +131,7 @@ class Evaluation:
 
     @property
     def expected_calibration_error(self) -> float:
-        """The mean gap between confidence and accuracy (Guo et al., ICML 2017)."""
+        """The mean absolute gap between confidence and accuracy per bin (Guo et al., ICML 2017)."""
         gaps = (
             bin.num_images * abs(bin.confidence - bin.accuracy) for bin in self.calibration_bins
         )

@@ -123,7 +123,7 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def _staging_dir(self) -> Iterator[Path]:
-        """Yield a temporary directory next to the checkpoint, for atomic replacement."""
+        """Yield a temporary directory inside the checkpoint's directory, for atomic replacement."""
         try:
             with staging_dir(self.directory) as temporary_dir:
                 yield temporary_dir

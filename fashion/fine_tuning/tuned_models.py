@@ -38,7 +38,7 @@ class TunedModels(NamedTuple):
     def fold(self, freeze_point: FreezePoint, head: keras.Model) -> "TunedModels":
         """Return models with folded batch normalization.
 
-        The saved model is smaller, faster, and has no layers of this project.
+        The saved model is smaller and faster, and contains no custom layers.
 
         Args:
             freeze_point: Freeze point that the models were built for.

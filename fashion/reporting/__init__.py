@@ -1,1 +1,1 @@
-"""What a run leaves: result files, figures, the HTML report and the W&B dashboard."""
+"""The results of a run: result files, figures, the HTML report and the W&B dashboard."""
