@@ -259,7 +259,7 @@ def predict_splits(
 ) -> dict[str, Predictions]:
     """Return the predictions for each split's images from their standardized features."""
     classifier, predictions = head.get_layer("classifier"), {}
-    with run.stage("evaluation", oom_hint="--test-size"):
+    with run.stage("evaluation", oom_hint="--train-size"):
         for name, values in features.items():
             num_views = len(values) // run.data.splits[name].size
             predictions[name] = predict_with_embeddings(classifier, values, num_views)

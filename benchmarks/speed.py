@@ -84,7 +84,7 @@ def parse_options() -> argparse.Namespace:
         "--rounds",
         type=int,
         default=3,
-        help="turns in runtimes, baseline and fine_tuning (default: %(default)s)",
+        help="rounds of runtimes, baseline and fine_tuning (default: %(default)s)",
     )
     parser.add_argument(
         "--train-size",
@@ -481,8 +481,7 @@ def runtimes(options: argparse.Namespace) -> str:
         + f"\n\nMedian (range) of {options.rounds} rounds of {len(images)} images; other runtimes "
         f"at batch size {BATCH_SIZE} on upscaled images, this project including upscaling. Matrix "
         f"multiplication: the fastest large one, {limit['float32']:.0f} GFLOP/s in float32 and "
-        f"{limit['bfloat16']:.0f} in bfloat16, at {gflop:.1f} GFLOP per image; smaller ones can be "
-        "faster. Difference: mean "
+        f"{limit['bfloat16']:.0f} in bfloat16, at {gflop:.1f} GFLOP per image. Difference: mean "
         "absolute difference from the features of the first row, divided by their standard "
         f"deviation.\n\n{extraction_table(options)}"
     )
@@ -548,11 +547,7 @@ def extraction_table(options: argparse.Namespace) -> str:
 
 # ------------------------------------------------------------------------------- fine-tuning
 
-BATCH_NORMS = {
-    "frozen": "frozen",
-    "trained, Keras' layer": "trained",
-    "trained, fused": "trained",
-}
+BATCH_NORMS = "frozen", "trained, Keras' layer", "trained, fused"
 FINE_TUNED = ("--image-size", 80, "--features", "conv4", "--fine-tune-blocks", 13)
 
 
@@ -578,7 +573,9 @@ def fine_tuning_rates(options: argparse.Namespace, name: str, batch_size: int, p
         common.DataOptions(data_dir=options.data_dir, train_size=options.tuning_images)
     )
     backbone, features = script.load_backbone(run_options), run_options.head.feature_names
-    freeze_point = FreezePoint.from_end(13, backbone, features, BATCH_NORMS[name] == "trained")
+    freeze_point = FreezePoint.from_end(
+        run_options.fine_tuning.fine_tune_blocks, backbone, features, name != "frozen"
+    )
     head_features = np.random.default_rng(0).uniform(size=(100, 512 + 2 * 1024))
     head = script.build_head(head_features, len(data.class_names), run_options, backbone.precision)
     frozen, _, trainable = freeze_point.split_model(head)

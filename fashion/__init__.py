@@ -11,8 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-_STANDARD_STREAMS = ("stdin", "stdout", "stderr")
-for _fd, _name in enumerate(_STANDARD_STREAMS):
+for _fd, _name in enumerate(("stdin", "stdout", "stderr")):
     # The next file that is opened would get the file descriptor of a closed stream.
     if getattr(sys, _name) is None:
         os.open(os.devnull, os.O_RDWR)
@@ -38,9 +37,9 @@ PATH_VARIABLES = (
     *("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"),
     *("WANDB_CREDENTIALS_FILE", "WANDB_IDENTITY_TOKEN_FILE"),
 )
-for name in PATH_VARIABLES:
-    if os.environ.get(name, "").startswith("~"):
-        os.environ[name] = os.path.expanduser(os.environ[name])
+for _name in PATH_VARIABLES:
+    if os.environ.get(_name, "").startswith("~"):
+        os.environ[_name] = os.path.expanduser(os.environ[_name])
 if os.environ.get("KERAS_HOME") == "":
     del os.environ["KERAS_HOME"]  # Keras would use the working directory
 

@@ -51,9 +51,10 @@ def predict_images(paths: Iterable[Path], options: Options) -> None:
             num_failed += 1
             print(f"{path}: skipped: {error}", file=sys.stderr)
             continue
-        original.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        is_plotted = len(user_images) < MAX_PLOTTED  # thousands would fill the memory
-        thumbnail = original if is_plotted else None
+        thumbnail = None
+        if len(user_images) < MAX_PLOTTED:  # thousands would fill the memory
+            original.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+            thumbnail = original
         user_images.append(UserImage(replace_unprintable(str(path)), thumbnail, image))
     if user_images:
         images = np.stack([user_image.image for user_image in user_images])

@@ -94,10 +94,10 @@ def parse_idx(content: bytes, sha256: str, origin: object) -> np.ndarray:
         payload = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataFileError(f"{origin} is damaged: {error}") from None
-    digests = [hashlib.sha256(data).hexdigest() for data in (payload, content)]
-    if sha256 not in digests:
+    found = hashlib.sha256(payload).hexdigest()
+    if found != sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise DataFileError(
-            f"{origin} has SHA-256 {digests[0]}, expected {sha256}; it is damaged, or of another "
+            f"{origin} has SHA-256 {found}, expected {sha256}; it is damaged, or of another "
             "data set, whose checksums must be in a file SHA256SUMS beside it"
         )
     dtype = DTYPES.get(payload[2]) if len(payload) >= 4 and payload[:2] == b"\0\0" else None

@@ -17,7 +17,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' layer, with TensorFlow's fused operation in training mode.
 
     Outputs, gradients and moving statistics are those of Keras' layer, which computes mean,
-    variance and outputs separately and takes up to twice as long. Inference is Keras' own.
+    variance and outputs separately and is slower (`python benchmarks/speed.py fine_tuning`). Inference
+    is Keras' own.
 
     The class has the name of Keras' class, because `.weights.h5` files address layers by it:
     checkpoints are interchangeable.
@@ -128,5 +129,5 @@ def _moments(blocks: keras.Model, batches: Iterable[np.ndarray]) -> Iterator[tup
     ]
     for per_batch in zip(*outputs, strict=True):
         means, variances = (np.concatenate(values) for values in zip(*per_batch, strict=True))
-        # Of each image, (N, channels): the total variance is that within plus that between images.
+        # One row per image: total variance = mean variance within images + variance of their means.
         yield means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0)

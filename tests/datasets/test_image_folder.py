@@ -169,7 +169,7 @@ def test_split_directories_without_classes_raise(image_dir, tmp_path):
     for split in "train", "test":
         shutil.copytree(image_dir / "boots", tmp_path / split)
     with pytest.raises(
-        common.UserError, match=r"no train/ that contains a directory per class; move"
+        common.UserError, match=r"no train/ that contains a directory per class; move these there$"
     ):
         load_sample(tmp_path)
 
@@ -278,7 +278,7 @@ def test_splits_must_have_equal_classes_with_images(image_dir, load, tmp_path):
     (tmp_path / "test" / "hats").mkdir()
     with pytest.raises(
         common.UserError,
-        match=r"train/ and test/ must .* one of them: boots, hats$",
+        match=r"train/ and test/ must contain the same classes; only in one of them: boots, hats$",
     ):
         load(tmp_path)
 

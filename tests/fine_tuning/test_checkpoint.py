@@ -139,6 +139,7 @@ def test_new_run_does_not_overwrite_an_unfinished_one(unfinished, load_or_create
     assert state(unfinished) == before
 
 
+ADVICE = "; use the same options, or another --output-dir to start over$"
 IGNORED = {
     "data_dir": "elsewhere",
     "cache_dir": "elsewhere",
@@ -190,7 +191,10 @@ def test_resume_with_another_option_raises_usage_error(unfinished, load_or_creat
 
 
 def test_resume_with_another_recipe_or_mirror_raises_usage_error(unfinished, load_or_create):
-    with pytest.raises(common.UsageError, match=r": mirror \(False, now True\); use the"):
+    with pytest.raises(
+        common.UsageError,
+        match=r": mirror \(False, now True\)" + ADVICE,
+    ):
         load_or_create("--resume", "--mirror")
     with pytest.raises(
         common.UsageError,
@@ -223,7 +227,10 @@ def test_options_missing_in_an_old_checkpoint_have_defaults(unfinished, load_or_
     del old["config"]["dropout"], old["config"]["image_size"]
     write_state(unfinished, old)
     assert load_or_create("--resume").epochs == unfinished.epochs
-    with pytest.raises(common.UsageError, match=r": dropout \(0.3, now 0.1\); use the"):
+    with pytest.raises(
+        common.UsageError,
+        match=r": dropout \(0.3, now 0.1\)" + ADVICE,
+    ):
         load_or_create("--resume", "--dropout", 0.1)
 
 
@@ -240,7 +247,10 @@ def test_resume_with_other_data_weights_or_precision_raises(unfinished, load_or_
             load_or_create("--resume", backbone=other)
     data = load_sample()
     data.sha256["train-images-idx3-ubyte"] = 64 * "0"
-    with pytest.raises(common.UsageError, match=r": data_sha256; use the"):
+    with pytest.raises(
+        common.UsageError,
+        match=r": data_sha256" + ADVICE,
+    ):
         load_or_create("--resume", data=data)
 
 
@@ -255,7 +265,10 @@ def test_batch_size_may_change_only_before_the_first_epoch(load_or_create, model
     logger.epochs.append(make_epoch(4, 0.625))
     resumed.save(model, logger)
     assert load_or_create("--resume", "--fine-tune-batch-size", 16) == resumed
-    with pytest.raises(common.UsageError, match=r": fine_tune_batch_size \(16, now 32\); use the"):
+    with pytest.raises(
+        common.UsageError,
+        match=r": fine_tune_batch_size \(16, now 32\)" + ADVICE,
+    ):
         load_or_create("--resume")
 
 
@@ -269,7 +282,8 @@ def test_finished_run_can_be_resumed_only_unchanged(unfinished, load_or_create):
     unfinished.mark_finished()
     assert load_or_create("--resume").finished
     with pytest.raises(
-        common.UsageError, match=r"has finished with --fine-tune-learning-rate 0.0001; use this"
+        common.UsageError,
+        match=r"--fine-tune-learning-rate 0.0001; use this value, or another --output-dir$",
     ):
         load_or_create("--resume", "--fine-tune-learning-rate", 1e-5)
 

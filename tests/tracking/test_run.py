@@ -40,7 +40,9 @@ def test_output_dir_that_is_a_file_raises_in_one_line(tmp_path, command_line):
 def test_directory_with_the_name_of_an_output_file_raises(tmp_path):
     (tmp_path / "metrics.json").mkdir()
     with pytest.raises(
-        UserError, match=f"^--output-dir: {tmp_path / 'metrics.json'} is a directory; remove it, or"
+        UserError,
+        match=f"^--output-dir: {tmp_path / 'metrics.json'} is a directory; "
+        "remove it, or use another output directory$",
     ):
         enter(tmp_path)
 
