@@ -17,8 +17,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' layer, with TensorFlow's fused operation in training mode.
 
     Outputs, gradients and moving statistics are those of Keras' layer, which computes mean,
-    variance and outputs separately and is slower (`python benchmarks/speed.py fine_tuning`). Inference
-    is Keras' own.
+    variance and outputs separately and is slower (`python benchmarks/speed.py fine_tuning`).
+    Inference is Keras' own.
 
     The class has the name of Keras' class, because `.weights.h5` files address layers by it:
     checkpoints are interchangeable.
