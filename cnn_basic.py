@@ -1,7 +1,7 @@
 """A baseline on Fashion-MNIST: Flatten → Dense(ReLU) → Dense(softmax), about 87 % in seconds.
 
-The name is the published one; the network has no convolution. The saved model takes raw uint8
-(N, 28, 28) images and returns (N, classes) probabilities.
+The script is named as published, but its network has no convolutions. The saved model maps raw
+uint8 (N, 28, 28) images to (N, classes) probabilities.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from fashion import devices
 from fashion.cli import command_line
-from fashion.evaluation.embeddings import predict_with_embeddings
+from fashion.evaluation.embeddings import predict_splits
 from fashion.options import PositiveInt
 from fashion.reporting import results
 
@@ -83,10 +83,8 @@ def main(options: Options) -> None:
             model = build_model(options.model.hidden_units, len(data.class_names))
             train(model, run)
         with run.stage("evaluation", oom_hint="--hidden-units"):
-            predictions = {
-                name: predict_with_embeddings(model, split.images)
-                for name, split in data.splits.items()
-            }
+            images = {name: split.images for name, split in data.splits.items()}
+            predictions = predict_splits(model, images, data)
         summary = results.save(run, model, predictions)
     summary.print_and_check()
 

@@ -19,10 +19,10 @@ from fashion.backbones.pooling import pool, to_float16
 from fashion.backbones.progress import Progress
 from fashion.cli import command_line, recipes
 from fashion.devices import DeviceOptions
-from fashion.evaluation.embeddings import Predictions, predict_with_embeddings
+from fashion.evaluation.embeddings import predict_splits
 from fashion.fine_tuning.fine_tuner import create_fine_tuner
 from fashion.fine_tuning.tuning_options import FineTuningOptions
-from fashion.options import PositiveInt, Rate, choice
+from fashion.options import NonNegativeInt, PositiveInt, Rate, choice
 from fashion.reporting import results
 
 import keras
@@ -34,6 +34,7 @@ import common
 # is specialized in ImageNet's classes; for Fashion-MNIST, earlier stages give better features.
 FEATURE_SETS = {
     "conv5": ("conv5_avg",),  # the input of ResNet50's own classifier; the published recipe
+    "conv4_avg": ("conv4_avg",),
     "conv4": ("conv3_avg", "conv4_avg", "conv4_max"),
     # Grid pooling keeps spatial layout, which is informative because the garments are centered.
     "conv4_3x3": ("conv3_3x3", "conv4_avg", "conv4_max"),
@@ -45,12 +46,15 @@ FEATURE_SETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOptions:
-    """Classifier on frozen features: Dense(512) + Dropout + softmax."""
+    """Classifier on frozen features: Dense + Dropout + softmax."""
 
     features: Annotated[str, choice(FEATURE_SETS)] = "conv5"
-    """conv5: pooled last stage; conv4: pooled conv3 and conv4; conv4_…: conv3 pooled on a grid"""
+    """conv5, conv4_avg: average-pooled last stage, conv4; conv4: pooled conv3 and conv4; conv4_3x3,
+    conv4_4x4: with conv3 pooled on a grid"""
     mirror: bool = False
     """add horizontally flipped images in training, and average predictions over both views"""
+    hidden_units: NonNegativeInt = 512
+    """units in the head's hidden layer; 0: no hidden layer, a linear classifier"""
     dropout: Rate = 0.3
     """dropout rate of the head"""
     patience: PositiveInt = 10
@@ -97,8 +101,7 @@ def load_backbone(options: Options) -> Backbone:
     images = keras.Input((28, 28), dtype="uint8", name="images")
     rgb = architecture.preprocess_input(common.to_rgb(images, size))
     folded = fold_batch_norm(model, rgb, devices.DTYPE_POLICIES[precision])
-    activations = architectures.block_input(folded, architectures.NETWORK_OUTPUT)
-    return Backbone(name, model, keras.Model(images, activations), precision)
+    return Backbone(name, model, keras.Model(images, folded.layers[-1].output), precision)
 
 
 def build_feature_extractor(backbone: Backbone, feature_names: tuple[str, ...]) -> keras.Model:
@@ -111,7 +114,9 @@ def build_feature_extractor(backbone: Backbone, feature_names: tuple[str, ...]) 
     last = max(stages.index(architectures.feature_stage(name)) for name in feature_names)
     features = {}
     for stage in stages[: last + 1]:
-        activations = architectures.block_input(backbone.inference_model, backbone.stages[stage])
+        activations = architectures.block_input(
+            backbone.inference_model, backbone.block_after_stage[stage]
+        )
         for kind, pooled in pool(activations).items():
             if kind in ("avg", "max") or f"{stage}_{kind}" in feature_names:
                 features[f"{stage}_{kind}"] = to_float16(pooled)
@@ -169,19 +174,25 @@ def build_standardizer(features: np.ndarray) -> keras.Model:
 
 
 def build_classifier(
-    num_features: int, num_classes: int, dropout: float, precision: str
+    num_features: int, num_classes: int, options: HeadOptions, precision: str
 ) -> keras.Model:
     """Build the trained part: float16 (N, num_features) → (N, num_classes) probabilities."""
     dtype = devices.DTYPE_POLICIES[precision]
-    return keras.Sequential(
-        [
-            keras.Input((num_features,), dtype="float16", name="standardized"),
-            keras.layers.Dense(512, activation="relu", dtype=dtype),
-            keras.layers.Dropout(dropout, dtype=dtype),
-            keras.layers.Dense(num_classes, "softmax", dtype="float32", name="probabilities"),
-        ],
-        name="classifier",
+    layers = [keras.Input((num_features,), dtype="float16", name="standardized")]
+    if options.hidden_units:
+        layers.append(keras.layers.Dense(options.hidden_units, activation="relu", dtype=dtype))
+    layers.append(keras.layers.Dropout(options.dropout, dtype=dtype))
+    initializer = "glorot_uniform" if options.hidden_units else "zeros"
+    layers.append(
+        keras.layers.Dense(
+            num_classes,
+            "softmax",
+            kernel_initializer=initializer,
+            dtype="float32",
+            name="probabilities",
+        )
     )
+    return keras.Sequential(layers, name="classifier")
 
 
 def build_head(
@@ -192,7 +203,7 @@ def build_head(
     # Reseed: extraction may have been skipped because of the cache.
     keras.utils.set_random_seed(options.training.seed)
     num_features = features.shape[1]
-    classifier = build_classifier(num_features, num_classes, options.head.dropout, precision)
+    classifier = build_classifier(num_features, num_classes, options.head, precision)
     # Not a Sequential: newer Keras versions warn about the inputs of one saved by Keras 3.10.
     inputs = keras.Input((num_features,), dtype="float32", name="features")
     return keras.Model(inputs, classifier(standardizer(inputs)), name="head")
@@ -254,18 +265,6 @@ def build_full_model(
     return keras.Model(images, outputs, name="resnet50_fashion")
 
 
-def predict_splits(
-    head: keras.Model, features: dict[str, np.ndarray], run: common.Run
-) -> dict[str, Predictions]:
-    """Return the predictions for each split's images from their standardized features."""
-    classifier, predictions = head.get_layer("classifier"), {}
-    with run.stage("evaluation", oom_hint="--train-size"):
-        for name, values in features.items():
-            num_views = len(values) // run.data.splits[name].size
-            predictions[name] = predict_with_embeddings(classifier, values, num_views)
-    return predictions
-
-
 def main(options: Options) -> None:
     """Extract features, train the head, optionally fine-tune, evaluate and save the results."""
     devices.configure_gpus(options.devices.gpus)
@@ -289,7 +288,8 @@ def main(options: Options) -> None:
             model, predictions = fine_tuner.train(head, run)
         else:
             model = build_full_model(extractors, head, options.head)
-            predictions = predict_splits(head, features, run)
+            with run.stage("evaluation", oom_hint="--train-size"):
+                predictions = predict_splits(head.get_layer("classifier"), features, data)
         summary = results.save(run, model, predictions)
         if fine_tuner:
             fine_tuner.mark_finished()

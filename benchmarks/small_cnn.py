@@ -74,7 +74,7 @@ def train(model: keras.Model, run: common.Run) -> None:
         warmup_target=options.learning_rate,
         warmup_steps=len(dataset),
     )
-    training_model = add_augmentation(model)
+    training_model = add_augmentation(model, max_shift=2)
     training_model.compile(
         optimizer=keras.optimizers.Adam(schedule),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),

@@ -66,8 +66,8 @@ def expand_user(text: str) -> str:
     # A file's name may start with "~", as those of some temporary files.
     if path.startswith("~") and not Path(Path(path).parts[0]).exists():
         raise argparse.ArgumentTypeError(
-            f"expected a path, got {text!r}, but there is no such user; a directory of that name "
-            f"is './{text}'"
+            f"expected a path, got {text!r}, but there is no such user; for a directory of "
+            f"that name, write './{text}'"
         )
     return path
 
@@ -131,7 +131,7 @@ class DataOptions:
     """Data set and subset sizes; smaller subsets are nested in larger ones."""
 
     data_dir: OptionalDirectory = None
-    """directory with the four IDX files, or with one directory of images per class (default: find
+    """directory with the four IDX files, or one subdirectory of images per class (default: find
     Fashion-MNIST in Keras' cache or a system package, else download it)"""
     cache_dir: Directory = dataclasses.field(default_factory=default_cache_dir)
     """cache for features of the frozen backbone and for preprocessed images, shared by all runs"""

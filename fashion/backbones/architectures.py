@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 STAGES = ("conv3", "conv4", "conv5")  # at 1/8, 1/16 and 1/32 of the input resolution
-NETWORK_OUTPUT = ""  # used like a block name, for the output of the last block
+NETWORK_OUTPUT = ""  # the "block" after the last one, whose input is the network's output
 KERAS_WEIGHTS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 
 
@@ -121,7 +121,7 @@ class Backbone:
         return [name for name in names if re.fullmatch(pattern, name)] + [NETWORK_OUTPUT]
 
     @cached_property
-    def stages(self) -> dict[str, str]:
+    def block_after_stage(self) -> dict[str, str]:
         """{stage: name of the block that follows it}; this block's input is the stage's output."""
         last_blocks = {block_input(self.model, block).shape[1]: block for block in self.blocks}
         return dict(zip(STAGES, list(last_blocks.values())[-3:], strict=True))
@@ -231,8 +231,8 @@ def load_weights(network: keras.Model, path: str) -> None:
     except (ValueError, KeyError) as error:
         # Keras' message names the first layer and then prints whole tensors.
         reason = str(error).split("Target variable")[0].split("List of objects")[0]
-        message = f"not the weights of {network.name} without its top: {' '.join(reason.split())}"
-        raise UserError(f"--weights {path}: {message}") from None
+        needed = f"the weights of {network.name} with include_top=False are needed"
+        raise UserError(f"--weights {path}: {' '.join(reason.split())}; {needed}") from None
 
 
 def _check_layer_names(network: keras.Model, file: h5py.File) -> None:

@@ -3,18 +3,18 @@
 import keras
 
 
-def build_augmentation() -> keras.Model:
+def build_augmentation(max_shift: int) -> keras.Model:
     """Build random flips, shifts and erasing of uint8 (N, 28, 28) images, active in training.
 
-    Images are flipped horizontally and shifted by up to two pixels. In a quarter of them, a
+    Images are flipped horizontally and shifted by up to `max_shift` pixels. In a quarter of them, a
     rectangle is replaced by noise: random erasing (Zhong et al., 2017, arXiv:1708.04896, who erase
     in half of the images, but train for 300 epochs).
     """
     images = keras.Input((28, 28), dtype="uint8")
     flip = keras.layers.RandomFlip("horizontal", dtype="float32")
     shift = keras.layers.RandomTranslation(
-        height_factor=2 / 28,
-        width_factor=2 / 28,
+        height_factor=max_shift / 28,
+        width_factor=max_shift / 28,
         fill_mode="constant",
         interpolation="nearest",
         dtype="float32",
@@ -26,9 +26,9 @@ def build_augmentation() -> keras.Model:
     return keras.Model(images, keras.ops.cast(keras.ops.squeeze(augmented, -1), "uint8"))
 
 
-def add_augmentation(model: keras.Model) -> keras.Model:
+def add_augmentation(model: keras.Model, max_shift: int) -> keras.Model:
     """Put `build_augmentation` in front of a model, uint8 (N, 28, 28) → outputs, for training."""
-    augmentation = build_augmentation()
+    augmentation = build_augmentation(max_shift)
     return keras.Model(augmentation.input, model(augmentation.output))
 
 

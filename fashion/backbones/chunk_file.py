@@ -51,14 +51,15 @@ def merge(path: Path, features: dict[str, np.ndarray]) -> None:
     try:
         with staging_dir(path.parent) as temporary_dir, _locked(path.parent):
             features = features | _read_intact(path, num_images)
-            # Writes what `np.savez` does, which reports a full disk again when the process ends.
+            # Not `np.savez`, which writes the same bytes: on a full disk, it prints a second error
+            # when the process ends.
             with zipfile.ZipFile(tmp_path := temporary_dir / path.name, "w") as archive:
                 for name, values in sorted(features.items()):
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                         np.lib.format.write_array(file, values, allow_pickle=False)
             tmp_path.replace(path)
     except OSError as error:
-        raise UserError(f"--cache-dir: {error}") from None
+        raise UserError(f"--cache-dir: {error}; use a writable directory with free space") from None
 
 
 def _read_intact(path: Path, num_images: int) -> dict[str, np.ndarray]:

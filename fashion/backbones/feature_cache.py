@@ -111,7 +111,9 @@ class FeatureCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.directory).free
         except OSError as error:
-            raise UserError(f"--cache-dir: {error}") from None
+            raise UserError(
+                f"--cache-dir: {error}; use a writable directory with free space"
+            ) from None
         if size > free:
             raise UserError(
                 f"{title} need {format_bytes(size)}, but {self.directory} has only "

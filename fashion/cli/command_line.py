@@ -60,7 +60,7 @@ def _check_output_dirs(options: Options) -> None:
 def parse_options(
     options_type: type[OptionsT], description: str | None, argv: Sequence[str]
 ) -> OptionsT:
-    """Parse a command line; arguments override the recipe's values, these the defaults.
+    """Parse a command line; arguments override the recipe's values, which override the defaults.
 
     Args:
         options_type: Options of the script.

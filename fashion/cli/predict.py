@@ -100,8 +100,8 @@ def load_run_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
     except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be loaded: {reason}; it may be of a newer Keras. `{command}` trains "
-            "another model"
+            f"{path} cannot be loaded: {reason}; if a newer Keras saved it, upgrade "
+            f"Keras, else train another model with `{command}`"
         ) from None
     expected_shapes = (None, IMAGE_SIZE, IMAGE_SIZE), (None, len(class_names))
     if (model.input_shape, model.output_shape) != expected_shapes:
@@ -160,8 +160,10 @@ def save_predictions(
             for name in PREDICTIONS_CSV, PREDICTIONS_PNG:
                 (temporary_dir / name).replace(directory / name)
     except OSError as error:
-        message = f"could not write {PREDICTIONS_CSV} and {PREDICTIONS_PNG}: {error}"
-        raise UserError(message) from None
+        raise UserError(
+            f"could not write {PREDICTIONS_CSV} and {PREDICTIONS_PNG}: {error}; --output-dir "
+            "must be writable and have free space"
+        ) from None
 
 
 def plot_predictions(

@@ -66,7 +66,7 @@ def _load_directory(directory: Path) -> RawDataset:
         hint = (
             ""
             if idx_files.find_data_dir(directory)
-            else ", and there is no directory of images per class"
+            else "; expected the four IDX files, or one subdirectory of images per class"
         )
         raise UserError(f"--data-dir: {error}{hint}") from None
     except (DataFileError, OSError, ValueError) as error:

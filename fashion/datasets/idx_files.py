@@ -97,8 +97,8 @@ def parse_idx(content: bytes, sha256: str, origin: object) -> np.ndarray:
     found = hashlib.sha256(payload).hexdigest()
     if found != sha256 and hashlib.sha256(content).hexdigest() != sha256:
         raise DataFileError(
-            f"{origin} has SHA-256 {found}, expected {sha256}; it is damaged, or of another "
-            "data set, whose checksums must be in a file SHA256SUMS beside it"
+            f"{origin} has SHA-256 {found}, expected {sha256}; copy it again if it is damaged; "
+            "if it is of another data set, list its checksums in a SHA256SUMS file beside it"
         )
     dtype = DTYPES.get(payload[2]) if len(payload) >= 4 and payload[:2] == b"\0\0" else None
     num_dimensions = payload[3] if dtype else 0

@@ -72,7 +72,9 @@ class ImageCache:
                 Image.fromarray(image).save(tmp_path := temporary_dir / cached_path.name)
                 tmp_path.replace(cached_path)
         except OSError as error:
-            raise UserError(f"--cache-dir: {error}") from None
+            raise UserError(
+                f"--cache-dir: {error}; use a writable directory with free space"
+            ) from None
         return image
 
 

@@ -176,7 +176,9 @@ def _find_split_dirs(path: Path) -> dict[str, Path]:
         order = dict.fromkeys(SPLIT_DIR_NAMES.values())
         return {split: split_dirs[split] for split in order if split in split_dirs}
     if others_are_splits and subdirs:
-        raise UserError(f"{path}: no train/ that contains a directory per class; move these there")
+        raise UserError(
+            f"{path}: no train/ with one subdirectory per class; move the training images there"
+        )
     return {"train": path}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fashion import devices
+from fashion.datasets.dataset import ImageDataset
 from fashion.evaluation.metrics import Evaluation
 
 import keras
@@ -63,6 +64,23 @@ def predict_with_embeddings(
         ]
         chunks.append(Predictions.from_outputs(np.mean(outputs, axis=0), num_classes))
     return Predictions(*map(np.concatenate, zip(*chunks, strict=True)))
+
+
+def predict_splits(
+    model: keras.Model, inputs: dict[str, np.ndarray], data: ImageDataset
+) -> dict[str, Predictions]:
+    """Return the predictions for each split, averaged over the views in its inputs.
+
+    Args:
+        model: Inputs → (N, classes) probabilities, computed by the last layer.
+        inputs: Inputs of each split, (num_views·N, …): the first views of its N images, then their
+            second views.
+        data: Data set with the splits.
+    """
+    return {
+        name: predict_with_embeddings(model, values, len(values) // data.splits[name].size)
+        for name, values in inputs.items()
+    }
 
 
 class Neighbors(NamedTuple):

@@ -128,7 +128,8 @@ class Checkpoint:
             with staging_dir(self.directory) as temporary_dir:
                 yield temporary_dir
         except OSError as error:
-            raise UserError(f"could not write the checkpoint: {error}") from None
+            message = f"could not write the checkpoint: {error}; free disk space, then use --resume"
+            raise UserError(message) from None
 
     def _write_state(self, temporary_dir: Path) -> None:
         state = dataclasses.asdict(self)

@@ -42,7 +42,7 @@ class FreezePoint:
         Raises:
             UsageError: If there are fewer blocks, or no BatchNormalization layers to train.
         """
-        blocks, stages = backbone.blocks, backbone.stages
+        blocks, stages = backbone.blocks, backbone.block_after_stage
         end = max(blocks.index(stages[feature_stage(name)]) for name in feature_names)
         if num_blocks > end:
             raise UsageError(
@@ -82,7 +82,7 @@ class FreezePoint:
         needed = {feature_stage(name) for name in self.feature_names}
         return {
             stage: block
-            for stage, block in self.backbone.stages.items()
+            for stage, block in self.backbone.block_after_stage.items()
             if stage in needed and (blocks.index(block) > blocks.index(self.block)) == trainable
         }
 

@@ -83,9 +83,10 @@ def _format_difference(this: RunSummary, other: RunSummary) -> str:
     mean = differences.mean()
     half_width = Z95 * differences.std(ddof=1) / math.sqrt(len(differences))
     return (
-        f"On the same {len(correct):,} test images, {this.model} is {100 * abs(mean):.1f} points "
-        f"{'better' if mean >= 0 else 'worse'} than {other.model} (difference, 95 % interval: "
-        f"{100 * (mean - half_width):+.1f} to {100 * (mean + half_width):+.1f})."
+        f"On the same {len(correct):,} test images, {this.model} is {100 * abs(mean):.1f} "
+        f"percentage points {'better' if mean >= 0 else 'worse'} than {other.model} "
+        f"(difference, 95 % interval: {100 * (mean - half_width):+.1f} to "
+        f"{100 * (mean + half_width):+.1f})."
     )
 
 

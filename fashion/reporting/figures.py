@@ -56,7 +56,7 @@ def plot_learning_curves(epochs: list[EpochMetrics], best_epoch: int) -> Figure:
         "accuracy": "Accuracy",
         "loss": "Loss",
         "learning_rate": "Learning rate at the start of the epoch",
-        "seconds": "Seconds",
+        "seconds": "Seconds per epoch",
     }
     marker = "o" if len(epochs) <= MAX_EPOCHS_WITH_MARKERS else ""
     for axes, (name, title) in zip(figure.subplots(2, 2).flat, titles.items(), strict=True):

@@ -1,8 +1,8 @@
 """Saving and loading of `.keras` files that also contain the class names.
 
-The class names are the comment of the zip archive that a `.keras` file is (`unzip -z` prints it),
-which Keras ignores. As a file of their own in the archive they would be taken for an asset, and
-Keras would unpack the complete archive to disk first.
+A `.keras` file is a zip archive. The class names are its comment, which Keras ignores and
+`unzip -z` prints. If they were a file in the archive, Keras would take it for an asset and unpack
+the complete archive to disk before loading.
 """
 
 import json

@@ -98,7 +98,10 @@ def save(run: Run, model: keras.Model, predictions: dict[str, Predictions]) -> S
                 for name in OUTPUT_FILES:
                     (directory / name).replace(output_dir / name)
     except OSError as error:
-        raise UserError(f"could not write all results: {error}") from None
+        raise UserError(
+            f"could not write all results: {error}; free disk space, or use another "
+            "--output-dir, and run the same command again"
+        ) from None
     return Summary(run, compared)
 
 
@@ -179,7 +182,7 @@ def _log_to_wandb(
     if wandb_run.disabled:
         return None
     dashboard.log_dashboard(wandb_run, evaluations, analysis, run.data, run.epoch_logger.epochs)
-    # The tables of test metrics are logged as charts instead.
+    # Without the metrics per class, which the dashboard shows as tables.
     summary = run.metadata | {"test": evaluations.test.summary()}
     for part in "train", "validation", "test", "parameters", "memory", "seconds":
         for name, value in summary[part].items():

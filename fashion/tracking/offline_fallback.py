@@ -89,7 +89,10 @@ def finish(run: wandb.Run, exit_code: int | None) -> None:
     if run.offline or run.disabled:
         run.finish(exit_code)
     elif not run_with_deadline(lambda: run.finish(exit_code), run.settings.base_url, limit=10):
-        print(f"W&B: {run.settings.base_url} did not accept all data of this run.")
+        print(
+            f"W&B: {run.settings.base_url} did not accept all data of this run; "
+            "the results in the output directory are complete."
+        )
 
 
 def run_with_deadline(function: Callable[[], object], url: str, limit: float) -> bool:

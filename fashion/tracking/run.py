@@ -83,7 +83,9 @@ class Run(Generic[OptionsT]):
             directory.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=directory).close()
         except OSError as error:
-            raise UserError(f"--output-dir: {error}") from None
+            raise UserError(
+                f"--output-dir: {error}; use a directory that you can write to"
+            ) from None
         if subdirs := [name for name in OUTPUT_FILES if (directory / name).is_dir()]:
             raise UserError(
                 f"--output-dir: {directory / subdirs[0]} is a directory; remove it, or use another "

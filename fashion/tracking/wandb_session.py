@@ -131,7 +131,10 @@ def log_code_and_data(script_name: str, data: ImageDataset, wandb_run: wandb.Run
             artifact.add_file(str(checksums))
         wandb_run.log_artifact(artifact)
     except OSError as error:
-        raise UserError(f"W&B: {error}") from None
+        raise UserError(
+            f"W&B could not write its files: {error}; set WANDB_DIR to another directory, or use "
+            "--wandb disabled"
+        ) from None
 
 
 def _log_code(script_name: str, wandb_run: wandb.Run) -> None:

@@ -65,9 +65,10 @@ def test_stages_and_blocks_are_the_published_ones(name, conv3, conv4, conv5, blo
     network = architectures.build_network(name, size, "none", seed=0)
     backbone = architectures.Backbone(name, network, network, "float32")
     assert len(backbone.blocks) == blocks + 1
-    assert list(backbone.stages) == ["conv3", "conv4", "conv5"]
+    assert list(backbone.block_after_stage) == ["conv3", "conv4", "conv5"]
     shapes = [
-        architectures.block_input(network, block).shape[2:] for block in backbone.stages.values()
+        architectures.block_input(network, block).shape[2:]
+        for block in backbone.block_after_stage.values()
     ]
     assert shapes == [conv3, conv4, conv5]
 
@@ -76,7 +77,8 @@ def test_stages_of_resnet50_end_at_its_blocks():
     network = random_network("resnet50", 64)
     backbone = architectures.Backbone("resnet50", network, network, "float32")
     outputs = {
-        stage: architectures.block_input(network, block) for stage, block in backbone.stages.items()
+        stage: architectures.block_input(network, block)
+        for stage, block in backbone.block_after_stage.items()
     }
     names = {"conv3": "conv3_block4_out", "conv4": "conv4_block6_out", "conv5": "conv5_block3_out"}
     assert outputs.keys() == names.keys()
@@ -132,7 +134,8 @@ def test_weights_of_another_network_raise_with_a_layer_name(layout, tmp_path):
     path = tmp_path / layout
     write_legacy(other, path) if layout == "legacy.h5" else other.save_weights(path)
     with pytest.raises(
-        common.UserError, match=r"not the weights of .*conv[45]_block\d+_1_(conv|bn)"
+        common.UserError,
+        match=r"conv[45]_block\d+_1_(conv|bn).*; the weights of resnet50 with include_top=False",
     ) as e:
         architectures.build_network("resnet50", 64, str(path), seed=0)
     assert len(str(e.value).splitlines()) == 1

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 
-def test_add_augmentation_flips_shifts_and_erases(sample):
+@pytest.mark.parametrize("max_shift", [1, 2])
+def test_add_augmentation_flips_shifts_and_erases(max_shift, sample):
     keras.utils.set_random_seed(0)
     images = sample.train.images[:200]
     identity = keras.Sequential([keras.Input((28, 28), dtype="uint8"), keras.layers.Identity()])
-    augmented = add_augmentation(identity)(images, training=True).numpy()
+    augmented = add_augmentation(identity, max_shift)(images, training=True).numpy()
     shifts, erased = set(), 0
     for image, result in zip(images, augmented, strict=True):
         padded = [np.pad(version, 3) for version in (image, image[:, ::-1])]
@@ -35,8 +36,14 @@ def test_add_augmentation_flips_shifts_and_erases(sample):
         erased += 1
     assert 30 <= erased <= 70  # of 200; the expectation is 50, its standard deviation 6
     assert {flipped for flipped, _, _ in shifts} == {0, 1}
-    assert {y for _, y, _ in shifts} == {x for _, _, x in shifts} == {1, 2, 3, 4, 5}
-    np.testing.assert_array_equal(add_augmentation(identity)(images, training=False), images)
+    assert (
+        {y for _, y, _ in shifts}
+        == {x for _, _, x in shifts}
+        == set(range(3 - max_shift, 4 + max_shift))
+    )
+    np.testing.assert_array_equal(
+        add_augmentation(identity, max_shift)(images, training=False), images
+    )
 
 
 @pytest.fixture

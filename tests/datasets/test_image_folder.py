@@ -169,7 +169,8 @@ def test_split_directories_without_classes_raise(image_dir, tmp_path):
     for split in "train", "test":
         shutil.copytree(image_dir / "boots", tmp_path / split)
     with pytest.raises(
-        common.UserError, match=r"no train/ that contains a directory per class; move these there$"
+        common.UserError,
+        match=r"no train/ with one subdirectory per class; move the training images there$",
     ):
         load_sample(tmp_path)
 
@@ -309,7 +310,7 @@ def test_directory_without_classes_or_idx_files_raises(tmp_path):
         tmp_path / "absent"
     )
     with pytest.raises(
-        common.UserError, match=r"^--data-dir: .* does not exist, and there is no directory of "
+        common.UserError, match=r"^--data-dir: .* does not exist; expected the four IDX "
     ):
         load_sample(tmp_path)
 

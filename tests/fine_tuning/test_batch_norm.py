@@ -103,8 +103,8 @@ NETWORKS = [
 def test_recalibration_and_folding_keep_outputs(name, sample, random_backbone):
     backbone = random_backbone(name, 96, "float32")
     blocks = backbone.blocks
-    num_blocks = min(5, blocks.index(backbone.stages["conv4"]))
-    channels = block_input(backbone.model, backbone.stages["conv4"]).shape[-1]
+    num_blocks = min(5, blocks.index(backbone.block_after_stage["conv4"]))
+    channels = block_input(backbone.model, backbone.block_after_stage["conv4"]).shape[-1]
     head = linear_head(channels)
     freeze_point = FreezePoint.from_end(num_blocks, backbone, ("conv4_avg",), train_batch_norm=True)
     frozen, copy, trainable = freeze_point.split_model(head)

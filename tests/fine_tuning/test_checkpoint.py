@@ -350,7 +350,7 @@ def test_save_on_full_disk_raises_and_keeps_the_last_checkpoint(
     """h5py could crash the process."""
     before = directory_contents(unfinished.directory)
     file_limit(10_000)
-    with pytest.raises(common.UserError, match=r"^could not write the checkpoint: .*too large$"):
+    with pytest.raises(common.UserError, match=r"^could not write the checkpoint: .*too large; "):
         unfinished.save(model, logger)
     assert directory_contents(unfinished.directory) == before
 
@@ -358,7 +358,7 @@ def test_save_on_full_disk_raises_and_keeps_the_last_checkpoint(
 def test_mark_finished_on_full_disk_raises(unfinished, file_limit):
     before = directory_contents(unfinished.directory)
     file_limit(100)
-    with pytest.raises(common.UserError, match=r"^could not write the checkpoint: .*too large$"):
+    with pytest.raises(common.UserError, match=r"^could not write the checkpoint: .*too large; "):
         unfinished.mark_finished()
     assert directory_contents(unfinished.directory) == before
 

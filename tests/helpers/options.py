@@ -38,6 +38,7 @@ DEFAULTS = {
         "weights": "imagenet",
         "image_size": None,
         "features": "conv5",
+        "hidden_units": 512,
         "mirror": False,
         "recipe": "published",
         "precision": "auto",

@@ -59,11 +59,11 @@ def test_difference_is_the_paired_difference():
     mean = differences.mean()
     half = 1.96 * math.sqrt(np.mean((differences - mean) ** 2) / 399)
     assert compared.difference == (
-        f"On the same 400 test images, this is {100 * mean:.1f} points better than that "
+        f"On the same 400 test images, this is {100 * mean:.1f} percentage points better than that "
         f"(difference, 95 % interval: {100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})."
     )
     reversed_ = compare(make_summary("that", other), [make_summary("this", one)])
-    assert f"that is {100 * mean:.1f} points worse than this" in reversed_.difference
+    assert f"that is {100 * mean:.1f} percentage points worse than this" in reversed_.difference
 
 
 def test_compare_ignores_runs_on_other_data():
@@ -124,7 +124,7 @@ def test_second_script_is_compared_with_the_first(offline_runs):
     count, mean = len(differences), np.mean(differences)
     half = 1.96 * math.sqrt(np.mean((differences - mean) ** 2) / (count - 1))
     sentence = (
-        f"On the same 400 test images, cnn_basic is {100 * mean:.1f} points better than "
+        f"On the same 400 test images, cnn_basic is {100 * mean:.1f} percentage points better than "
         f"resnet50_fashion (difference, 95 % interval: {100 * (mean - half):+.1f} to "
         f"{100 * (mean + half):+.1f})."
     )

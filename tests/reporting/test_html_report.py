@@ -87,7 +87,7 @@ def test_report_escapes_names_of_classes_data_and_options(tmp_path):
         data=odd,
         evaluations=SplitEvaluations(evaluation, evaluation, evaluation),
         best_epoch=1,
-        comparison=Comparison([["model"], [odd]], odd),
+        comparison=Comparison([["model"], [odd], ["other"]], odd),
         figures_dir=tmp_path,
         details={"Options": {"data_dir": odd, "predict": (odd, odd)}},
     ).render()

@@ -118,7 +118,7 @@ def test_save_with_full_disk_keeps_existing_files(save, output, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(figures, "plot_reliability", fail)
-    expected = "^could not write all results: No space left on device$"
+    expected = "^could not write all results: No space left on device; free disk space, or"
     with pytest.raises(UserError, match=expected):
         save()
     assert {path.name for path in output.iterdir()} == set(OUTPUT_FILES)
