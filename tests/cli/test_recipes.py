@@ -27,6 +27,7 @@ def test_published_recipe_is_the_default():
     assert DEFAULTS["recipe"] == "published" and not RECIPES["published"]
     common = {"image_size": 112, "dropout": 0.5, "epochs": 20}
     assert RECIPES["fast"] == common | {"features": "conv4_3x3"}
+    assert RECIPES["tuned"]["patience"] > RECIPES["tuned"]["fine_tune_epochs"]
     assert RECIPES["best"] == common | {"features": "conv4_4x4", "mirror": True}
 
 

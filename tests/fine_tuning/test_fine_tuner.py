@@ -202,6 +202,32 @@ def test_fine_tuning_options_take_effect(run, finished):
     assert rates[2] == pytest.approx([0, *decayed], rel=1e-3)
 
 
+def all_layers(model):
+    """Yield the layers of a model and of the models inside it."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+
+
+def test_tuned_recipe_trains_and_folds_batch_norm_below_a_linear_head(run):
+    """Its whole schedule: the learning rate is too low for an improvement in each epoch."""
+    argv = ("--recipe", "tuned", "--fine-tune-blocks", 3, "--fine-tune-epochs", 12)
+    result = run(*argv, "--fine-tune-learning-rate", 1e-9)
+    assert len(result.history) == 2 + 12
+    model, split = result.model, load_sample(train_size=60, validation_size=20, test_size=20).test
+    layers = list(all_layers(model))
+    assert not [x for x in layers if isinstance(x, keras.layers.BatchNormalization)]
+    (linear,) = {id(x): x for x in layers if isinstance(x, keras.layers.Dense)}.values()
+    assert linear.kernel.shape == (32, 10)  # channels of conv4
+    probabilities, flipped = (
+        model.predict(images, verbose=0) for images in (split.images, split.images[:, :, ::-1])
+    )
+    np.testing.assert_allclose(probabilities, flipped, atol=1e-5)
+    accuracy = np.mean(probabilities.argmax(axis=1) == split.labels)
+    assert result.metrics["test"]["accuracy"] == pytest.approx(accuracy)
+
+
 def test_early_stopping_may_restore_an_epoch_of_head_training(run):
     # This rate destroys the network without making the loss NaN.
     argv = ("--fine-tune-learning-rate", 10, "--fine-tune-epochs", 9, "--patience", 2)

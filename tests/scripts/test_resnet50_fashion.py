@@ -195,6 +195,21 @@ def test_head_is_dense_dropout_softmax():
     assert not np.array_equal(other.predict(features, verbose=0), first)
 
 
+def test_head_without_hidden_units_is_linear_and_starts_from_zero():
+    options = parse_options(resnet50_fashion, "--hidden-units", 0)
+    features = np.random.default_rng(0).normal(size=(100, 7)).astype("float16")
+    head = resnet50_fashion.build_head(features, 4, options, "float32")
+    classifier = head.get_layer("classifier")
+    assert [type(layer).__name__ for layer in classifier.layers] == ["Dropout", "Dense"]
+    np.testing.assert_allclose(head.predict(features, verbose=0), 0.25)
+    kernel, bias = np.arange(28).reshape(7, 4) / 28, np.arange(4)
+    classifier.set_weights([kernel, bias])
+    standardized = head.get_layer("standardizer").predict(features, verbose=0)
+    logits = standardized @ kernel + bias
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(head.predict(features, verbose=0), expected, atol=2e-3)
+
+
 def test_images_too_large_for_the_memory_raise(command_line, small_resnet, tmp_path):
     """125 images would take 5 TB."""
     argv = (*FAST, "--image-size", 100_000, "--cache-dir", tmp_path, "--wandb", "disabled")
@@ -327,6 +342,7 @@ OPTIONS = {
         ("--image-size", 96),
         lambda r: r.model.get_layer("conv1_conv").output.shape[1] == 48,
     ),
+    "hidden_units": (("--hidden-units", 48), lambda r: classifier_layer(r, "dense").units == 48),
     "dropout": (("--dropout", 0.25), lambda r: classifier_layer(r, "dropout").rate == 0.25),
     "precision": (
         ("--precision=bfloat16",),
