@@ -1,10 +1,11 @@
 """Measure README's accuracies: run the scripts with several seeds; mean ± standard deviation.
 
-The table (a Markdown file in --output) has one row per name in --rows; its first column is the
-command. A figure (--figure) plots accuracy against minutes. Each row has its own feature cache in
---work-dir: its first run starts with an empty cache, later ones use its features. Results are
-stored there as well, so an interrupted benchmark resumes where it stopped. Delete a run's file to
-measure it again, all files of a row to measure its first run again, and all after a code change.
+--output gets a table with one row per name in --rows (accuracy.md; rows that it already has stay),
+a figure of accuracy against minutes (frontier.png), and the results of each run, with processor and
+versions (runs/). A run whose results are there is not repeated, so an interrupted benchmark resumes
+where it stopped. Delete a run's file to measure it again, all files of a row to measure its first
+run again, and all after a code change. Each row has its own feature cache in --work-dir: its first
+run starts with an empty cache, later ones use its features.
 
 The naive Keras script would take hours for ten epochs. Its time is extrapolated from a few images,
 and its accuracy is that of its head on the cached features of the row `published`, which must run
@@ -14,6 +15,7 @@ before.
 import argparse
 import datetime
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -34,6 +36,7 @@ ROWS = {
     "conv4": "resnet50_fashion.py --features conv4",
     "fast": "resnet50_fashion.py --recipe fast",
     "best": "resnet50_fashion.py --recipe best",
+    "tuned": "resnet50_fashion.py --recipe tuned",
     "small": "benchmarks/small_cnn.py",
     "naive": "benchmarks/naive_keras.py resnet50",
     "subset": f"resnet50_fashion.py --recipe fast --image-size 64 {SUBSET}",
@@ -42,9 +45,19 @@ ROWS = {
 }
 DEFAULT = ("basic", "basic10", "published", "fast", "best", "small", "naive")
 LABELS = {"basic10": "10 units", "small": "small CNN", "naive": "naive Keras script"}
-MAX_SEEDS = {"naive": 1, "small": 3}  # an extrapolation, and 12 minutes per run
+MAX_SEEDS = {"naive": 1, "small": 3, "tuned": 2}  # an extrapolation; 12 minutes and hours per run
 SPLITS = ("train", "validation", "test")
 TIMED_IMAGES = 128  # per epoch of the naive Keras script
+HEADER = [
+    *("command", "seeds", *SPLITS, "first run", "later runs", "memory"),
+    "measured on, with",
+]
+CAPTION = (
+    "*Mean ± standard deviation over the seeds, from 0 on (one seed: with the 95 % interval over "
+    "the test images); times of complete commands (the first with an empty cache, the median of "
+    "later ones) without W&B on an otherwise idle machine; largest peak memory; `python "
+    "benchmarks/accuracy.py --rows …`*"
+)
 
 
 def parse_options() -> argparse.Namespace:
@@ -67,22 +80,22 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path(__file__).parent / "results",
-        help="directory of the table (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--figure",
-        type=Path,
-        default=ROOT / "docs" / "frontier.png",
-        help="file of the figure (default: %(default)s)",
+        default=Path("outputs") / "accuracy",
+        help="directory of the table, the figure and the runs' results (default: %(default)s)",
     )
     parser.add_argument(
         "--work-dir",
         type=Path,
-        default=Path("outputs") / "accuracy",
-        help="directory for results and features (default: %(default)s)",
+        default=Path("outputs") / "accuracy-work",
+        help="directory of features and logs (default: %(default)s)",
     )
-    parser.add_argument("--weights", default="imagenet", help="as for resnet50_fashion.py")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=["imagenet"],
+        metavar="[BACKBONE=]WEIGHTS",
+        help="as for resnet50_fashion.py, for all backbones or for one (default: imagenet)",
+    )
     parser.add_argument(
         "--untimed",
         action="store_true",
@@ -96,38 +109,52 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+def weights_of(command: str, options: argparse.Namespace) -> str:
+    """Return the --weights for a command's backbone: the last ones that are given for it."""
+    words = command.split()
+    backbone = words[words.index("--backbone") + 1] if "--backbone" in words else "resnet50"
+    weights = "imagenet"
+    for value in options.weights:
+        match = re.fullmatch(r"(\w+)=(.+)", value)
+        if not match or match[1] == backbone:
+            weights = match[2] if match else value
+    return weights
+
+
 def measure(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return a run's results, stored or by running it; exit if it fails."""
-    script, *arguments = ROWS[row].split()
+    script, *arguments = [*ROWS[row].split(), *options.script_args]
+    if row != "naive":
+        arguments += ["--seed", str(seed)]
+    paths, weights = [], None
     if script != "cnn_basic.py" and row != "small":
-        cache_name = "published" if row == "naive" else row
-        arguments += [
-            "--weights",
-            options.weights,
-            "--cache-dir",
-            str(options.work_dir / cache_name),
-        ]
-    arguments += [*options.script_args, *(() if row == "naive" else ("--seed", str(seed)))]
-    result_path = options.work_dir / f"{row}-{seed}.json"
+        cache_dir = options.work_dir / ("published" if row == "naive" else row)
+        weights = weights_of(ROWS[row], options)
+        paths = ["--weights", weights, "--cache-dir", str(cache_dir)]
+    # What is stored must not contain directories of this machine.
+    identity = {"arguments": arguments, "weights": weights and Path(weights).name}
+    result_path = options.output / "runs" / f"{row}-{seed}.json"
     if result_path.exists():
         result = json.loads(result_path.read_text())
-        if result["arguments"] != arguments:
+        if {name: result[name] for name in identity} != identity:
             sys.exit(
-                f"accuracy.py: error: {result_path} has other options; delete it, or use --work-dir"
+                f"accuracy.py: error: {result_path} has other options; delete it, or use --output"
             )
         return result
+    log = options.work_dir / f"{row}-{seed}.log"
     if row == "naive":
         if not (options.work_dir / "published").exists():
             sys.exit("accuracy.py: error: the row naive needs the features of the row published")
-        results = run_naive_keras(script, arguments, result_path.with_suffix(".log"))
+        results = run_naive_keras(script, [*arguments, *paths], log)
     else:
-        if not any(options.work_dir.glob(f"{row}-*.json")):  # left by an interrupted first run
+        if not any(result_path.parent.glob(f"{row}-*.json")):  # left by an interrupted first run
             shutil.rmtree(options.work_dir / row, ignore_errors=True)
         first = not (options.work_dir / row).exists()
-        results = {"first": first} | run(script, arguments, result_path.with_suffix(".log"))
+        results = {"first": first} | run(script, [*arguments, *paths], log)
     if options.untimed:
         results["seconds"] = None
-    result = {"arguments": arguments, **results, "date": str(datetime.date.today())}
+    result = identity | results | {"date": str(datetime.date.today())}
+    result_path.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = result_path.with_suffix(".incomplete")
     tmp_path.write_text(json.dumps(result, indent=2) + "\n")
     tmp_path.replace(result_path)
@@ -158,6 +185,7 @@ def run(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
         "interval95": metrics["test"]["interval95"],
         "seconds": seconds,
         "memory": metrics["memory"].get("peak_gb"),
+        "precision": metrics["weights"].get("precision", "float32"),
         "versions": metrics["versions"],
     }
 
@@ -183,6 +211,7 @@ def run_naive_keras(script: str, arguments: list[str], log: Path) -> dict[str, A
         "seconds": epochs * images["train"] * training + evaluated * validation,
         "first": True,
         "memory": None,
+        "precision": "float32",
         "versions": None,
     }
 
@@ -213,25 +242,76 @@ def format_duration(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def plot_frontier(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def describe_origin(runs: list[dict[str, Any]]) -> str:
+    """Return the machines, versions, weights and dates of a row's runs."""
+    origins = set()
+    for result in runs:
+        if v := result["versions"]:
+            origins.add(
+                f"{v['cores']} cores of {v['processor']}, {result['precision']}; Python "
+                f"{v['python']}, TensorFlow {v['tensorflow']}, Keras {v['keras']}"
+            )
+    weights = {result["weights"] for result in runs} - {None}
+    dates = sorted(result["date"] for result in runs)
+    date = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    return "; ".join([*sorted(origins), *sorted(weights), date])
+
+
+def table_row(row: str, runs: list[dict[str, Any]]) -> list[str]:
+    """Return the cells of a row below `HEADER`."""
+    peaks = [result["memory"] for result in runs if result["memory"]]
+    extrapolated = " (extrapolated)" if row == "naive" else ""
+    return [
+        f"`python {ROWS[row]}`",
+        str(len(runs)),
+        *(format_accuracy(runs, split) for split in SPLITS),
+        format_duration(median_seconds(runs, first=True)) + extrapolated,
+        format_duration(median_seconds(runs, first=False)),
+        f"{max(peaks):.1f} GB" if peaks else "–",
+        describe_origin(runs),
+    ]
+
+
+def read_table(path: Path) -> dict[str, list[str]]:
+    """Return {row name: cells} of a table that `main` wrote; {} if there is none."""
+    if not path.exists():
+        return {}
+    names = {f"`python {command}`": name for name, command in ROWS.items()}
+    table = {}
+    for line in path.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in names:
+            table[names[cells[0]]] = cells
+    return table
+
+
+def parse_minutes(cell: str) -> float | None:
+    """Return the minutes of a cell that `format_duration` wrote, or None."""
+    if not (match := re.match(r"([\d.]+) (s|min|h)", cell)):
+        return None
+    return float(match[1]) * {"s": 1 / 60, "min": 1, "h": 60}[match[2]]
+
+
+def plot_frontier(table: dict[str, list[str]], path: Path) -> None:
     """Plot accuracy against minutes: first runs filled, later ones hollow."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for row, runs in results.items():
-        accuracies = [100 * run["accuracy"]["test"] for run in runs]
-        mean = statistics.mean(accuracies)
-        deviation = statistics.stdev(accuracies) if len(runs) > 1 else None
-        times = {
-            first: seconds / 60
-            for first in (True, False)
-            if (seconds := median_seconds(runs, first))
-        }
+    for row, cells in table.items():
+        mean, *deviation = map(float, re.findall(r"[\d.]+", cells[4].split("%")[0]))
+        times = {first: parse_minutes(cells[5 if first else 6]) for first in (True, False)}
+        times = {first: minutes for first, minutes in times.items() if minutes}
+        if not times or "--train-size" in cells[0]:
+            continue
         color = axes.plot(list(times.values()), [mean] * len(times), ":", zorder=1)[0].get_color()
-        for first, time_ in times.items():
+        for first, minutes in times.items():
             face = color if first and row != "naive" else "white"
             axes.errorbar(
-                *(time_, mean, deviation), fmt="o", color=color, markerfacecolor=face, capsize=3
+                *(minutes, mean, deviation[0] if deviation else None),
+                fmt="o",
+                color=color,
+                markerfacecolor=face,
+                capsize=3,
             )
         axes.annotate(
             LABELS.get(row, row),
@@ -253,47 +333,18 @@ def plot_frontier(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main() -> None:
     """Run each row and write the table and the figure."""
     options = parse_options()
-    header = "command", "seeds", "train", "validation", "test", "first run", "later runs", "memory"
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    results = {}
+    path = options.output / "accuracy.md"
+    table = read_table(path)
     for row in options.rows:
         seeds = options.seeds[: MAX_SEEDS.get(row)]
-        results[row] = runs = [measure(row, seed, options) for seed in seeds]
-        peaks = [run["memory"] for run in runs if run["memory"]]
-        cells = [
-            f"`python {ROWS[row]}`",
-            str(len(runs)),
-            *(format_accuracy(runs, split) for split in SPLITS),
-            format_duration(median_seconds(runs, first=True))
-            + (" (extrapolated)" if row == "naive" else ""),
-            format_duration(median_seconds(runs, first=False)),
-            f"{max(peaks):.1f} GB" if peaks else "–",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    dates = sorted({run["date"] for runs in results.values() for run in runs})
-    versions = {
-        f"{v['cores']} cores of {v['processor']}, Python {v['python']}, TensorFlow "
-        f"{v['tensorflow']}, Keras {v['keras']}"
-        for runs in results.values()
-        for run in runs
-        if (v := run["versions"])
-    }
-    rows = () if tuple(options.rows) == DEFAULT else ("--rows", *options.rows)
-    lines += [
-        "",
-        f"*Mean ± standard deviation over seeds {', '.join(map(str, options.seeds))} (one seed: "
-        "with the 95 % interval over the test images); times of complete commands (the first with "
-        "an empty cache, the median of later ones) without W&B on an idle machine; largest peak "
-        "memory; "
-        f"{'; '.join(sorted(versions))}; weights {Path(options.weights).name}; "
-        f"{' to '.join(sorted({dates[0], dates[-1]}))}; `python benchmarks/accuracy.py "
-        f"{' '.join([*rows, '--seeds', *map(str, options.seeds), *options.script_args])}`*",
-    ]
+        table[row] = table_row(row, [measure(row, seed, options) for seed in seeds])
+        print(*table[row], sep=" | ", flush=True)
+    table = {row: table[row] for row in ROWS if row in table}
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "accuracy.md").write_text("\n".join(lines) + "\n")
-    plot_frontier(results, options.figure)
-    print("\n" + (options.output / "accuracy.md").read_text())
+    lines = [HEADER, ["---"] * len(HEADER), *table.values()]
+    path.write_text("\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{CAPTION}\n")
+    plot_frontier(table, options.output / "frontier.png")
+    print("\n" + path.read_text())
 
 
 if __name__ == "__main__":

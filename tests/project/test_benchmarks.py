@@ -1,6 +1,8 @@
 """The benchmarks, on tiny sizes: that they run, and that their tables say what was measured."""
 
+import argparse
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -90,7 +92,7 @@ def test_accuracy(tmp_path, run_main):
     run(
         tmp_path,
         *("accuracy.py", "--rows", "basic", "--seeds", 0, 1, "--epochs", 1),
-        *("--output", tmp_path, "--figure", tmp_path / "frontier.png"),
+        *("--output", tmp_path, "--work-dir", tmp_path / "work"),
     )
     ((command, seeds, *cells),) = rows(tmp_path / "accuracy.md")
     assert command == "`python cnn_basic.py`" and seeds == "2"
@@ -146,6 +148,47 @@ def test_accuracies_are_mean_and_deviation_of_a_sample_or_one_with_its_interval(
     assert accuracy.format_accuracy(results, "test") == "92.00 ± 1.41 %"
     assert accuracy.format_accuracy(results[:1], "validation") == "91.00 %"
     assert accuracy.format_accuracy(results[:1], "test") == "91.00 % (89.0 to 94.0)"
+
+
+def test_rows_are_added_to_the_table_and_kept_runs_are_not_repeated(accuracy, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for seed, test in enumerate((0.86, 0.88)):
+        identity = {"arguments": ["--seed", str(seed)], "weights": None}
+        accuracies = {"train": 0.9, "validation": 0.87, "test": test}
+        versions = {"cores": 2, "processor": "Some CPU", "python": "3.11"}
+        result = {
+            **{"accuracy": accuracies, "interval95": [test - 0.01, test + 0.01]},
+            **{"seconds": 90 * (seed + 1), "first": seed == 0, "memory": 0.8},
+            **{"precision": "float32", "date": f"2026-01-0{seed + 1}"},
+            "versions": versions | {"tensorflow": "2.21", "keras": "3.15"},
+        }
+        (runs / f"basic-{seed}.json").write_text(json.dumps(identity | result))
+    kept = ["`python resnet50_fashion.py --recipe fast`", "5", "99 %", "94 %", "93 %"]
+    kept += ["3.5 min", "58 s", "2.8 GB", "another CPU; 2025-12-31"]
+    (tmp_path / "accuracy.md").write_text(f"| {' | '.join(kept)} |\n")
+    argv = ["--rows", "basic", "--seeds", "0", "1", "--output", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["accuracy.py", *argv])
+        accuracy.main()
+    expected = ["`python cnn_basic.py`", "2", "90.00 ± 0.00 %", "87.00 ± 0.00 %", "87.00 ± 1.41 %"]
+    expected += ["90 s", "3.0 min", "0.8 GB"]
+    expected += [
+        "2 cores of Some CPU, float32; Python 3.11, TensorFlow 2.21, Keras 3.15; "
+        "2026-01-01 to 2026-01-02"
+    ]
+    assert rows(tmp_path / "accuracy.md") == [expected, kept]
+
+
+def test_weights_may_differ_between_backbones(accuracy):
+    def weights(row, *given):
+        options = argparse.Namespace(weights=given)
+        return accuracy.weights_of(accuracy.ROWS[row], options)
+
+    assert weights("fast", "imagenet") == "imagenet"
+    assert weights("fast", "a.h5", "mobilenetv2=b.h5") == "a.h5"
+    assert weights("fast", "resnet50=a.h5") == "a.h5"
+    assert weights("fast", "mobilenetv2=b.h5") == "imagenet"
 
 
 def test_minutes_are_those_of_timed_runs(accuracy):
