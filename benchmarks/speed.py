@@ -126,6 +126,12 @@ def parse_options() -> argparse.Namespace:
         help="images per epoch of fine_tuning (default: %(default)s)",
     )
     parser.add_argument(
+        "--tuning-blocks",
+        type=int,
+        default=13,
+        help="blocks that fine_tuning trains (default: %(default)s)",
+    )
+    parser.add_argument(
         "--batch-sizes",
         type=int,
         nargs="+",
@@ -548,7 +554,6 @@ def extraction_table(options: argparse.Namespace) -> str:
 # ------------------------------------------------------------------------------- fine-tuning
 
 BATCH_NORMS = "frozen", "trained, Keras' layer", "trained, fused"
-FINE_TUNED = ("--image-size", 80, "--features", "conv4", "--fine-tune-blocks", 13)
 
 
 def fine_tuning_rates(options: argparse.Namespace, name: str, batch_size: int, pipe) -> None:
@@ -567,7 +572,8 @@ def fine_tuning_rates(options: argparse.Namespace, name: str, batch_size: int, p
 
     if "Keras" in name:
         batch_norm.BatchNormalization = keras.layers.BatchNormalization
-    argv = [*map(str, FINE_TUNED), "--weights", str(options.weights)]
+    argv = ["--recipe", "tuned", "--fine-tune-blocks", str(options.tuning_blocks)]
+    argv += ["--weights", str(options.weights)]
     run_options = command_line.parse_options(script.Options, None, argv)
     data = common.load_fashion_mnist(
         common.DataOptions(data_dir=options.data_dir, train_size=options.tuning_images)
@@ -576,7 +582,7 @@ def fine_tuning_rates(options: argparse.Namespace, name: str, batch_size: int, p
     freeze_point = FreezePoint.from_end(
         run_options.fine_tuning.fine_tune_blocks, backbone, features, name != "frozen"
     )
-    head_features = np.random.default_rng(0).uniform(size=(100, 512 + 2 * 1024))
+    head_features = np.random.default_rng(0).uniform(size=(100, 1024))
     head = script.build_head(head_features, len(data.class_names), run_options, backbone.precision)
     frozen, _, trainable = freeze_point.split_model(head)
     model = add_augmentation(keras.Model(frozen.input, trainable(frozen.output)), max_shift=1)
@@ -617,8 +623,9 @@ def fine_tuning(options: argparse.Namespace) -> str:
     return (
         markdown_table(header, rows)
         + f"\n\nMedian (range) of {options.rounds} epochs of {options.tuning_images} augmented "
-        f"images after the first; `resnet50_fashion.py {' '.join(map(str, FINE_TUNED))}`. Input "
-        "pipeline: its time alone, as a share of a step's."
+        f"images after the first, with {options.tuning_blocks} trained blocks and otherwise the "
+        "options of `resnet50_fashion.py --recipe tuned`. Input pipeline: its time alone, as a "
+        "share of a step's."
     )
 
 
@@ -858,7 +865,7 @@ SECTION_OPTIONS = {
     "end_to_end": ("recipes", "train_size", "epochs", "timed_images"),
     "baseline": ("epochs", "rounds"),
     "scaling": ("sizes",),
-    "fine_tuning": ("tuning_images", "batch_sizes", "rounds"),
+    "fine_tuning": ("tuning_images", "tuning_blocks", "batch_sizes", "rounds"),
     "time_to_90": ("timed_images",),
 }
 

@@ -48,7 +48,7 @@ def test_speed(tmp_path):
         code = f"raise ModuleNotFoundError('hidden', name={package!r})"
         (tmp_path / "hidden" / f"{package}.py").write_text(code)
     sections = ("runtimes", "end_to_end", "baseline", "fine_tuning")
-    sizes += *("--tuning-images", 32), *("--batch-sizes", 16)
+    sizes += *("--tuning-images", 32), *("--batch-sizes", 16), *("--tuning-blocks", 1)
     path = str(tmp_path / "hidden")
     run(tmp_path, "speed.py", *sections, *sizes, "--output", tmp_path, PYTHONPATH=path)
 
