@@ -1,7 +1,7 @@
 """A baseline on Fashion-MNIST: Flatten → Dense(ReLU) → Dense(softmax), about 87 % in seconds.
 
-The script is named as published, but its network has no convolutions. The saved model maps raw
-uint8 (N, 28, 28) images to (N, classes) probabilities.
+The script keeps the name under which it was published, although its network has no convolutions.
+The saved model maps raw uint8 (N, 28, 28) images to (N, classes) probabilities.
 """
 
 from dataclasses import dataclass
@@ -74,19 +74,19 @@ def train(model: keras.Model, run: common.Run) -> None:
 def main(options: Options) -> None:
     """Load the data, train the model, evaluate it and save the results."""
     with common.Run(options) as run:
-        with run.stage("data", oom_hint="--train-size"):
+        with run.stage("data", reduce="--train-size"):
             data = common.load_fashion_mnist(options.data)
         common.start_wandb(run, data)
         keras.utils.set_random_seed(options.training.seed)
         devices.make_deterministic()
-        with run.stage("training", oom_hint="--batch-size or --hidden-units"):
+        with run.stage("training", reduce="--batch-size or --hidden-units"):
             model = build_model(options.model.hidden_units, len(data.class_names))
             train(model, run)
-        with run.stage("evaluation", oom_hint="--hidden-units"):
+        with run.stage("evaluation", reduce="--hidden-units"):
             images = {name: split.images for name, split in data.splits.items()}
             predictions = predict_splits(model, images, data)
         summary = results.save(run, model, predictions)
-    summary.print_and_check()
+    summary.print_and_check_accuracy()
 
 
 if __name__ == "__main__":

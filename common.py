@@ -86,15 +86,15 @@ def make_dataset(
 ) -> tf.data.Dataset:
     """Return a batched dataset, reshuffled each epoch if `seed` is given.
 
-    `fit` does nearly the same with arrays, but copies them, converts float16 to float32, and each
-    epoch ends by waiting for tf.data's autotuning thread, which sleeps 10 ms, 20 ms, …
+    `fit` does nearly the same with arrays, but copies them, converts float16 to float32, and at the
+    end of each epoch waits for tf.data's autotuning thread, which sleeps 10 ms, 20 ms, …
     """
 
     def gather(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return inputs[rows], labels[rows]
 
     def gather_batch(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # From NumPy arrays: TensorFlow would copy them twice, and they may be gigabytes.
+        # The arrays may be gigabytes, and as tensors, TensorFlow would copy them twice.
         batch = tf.numpy_function(gather, [rows], [inputs.dtype, labels.dtype], stateful=False)
         for values, array in zip(batch, (inputs, labels), strict=True):
             values.set_shape((None, *array.shape[1:]))

@@ -1,8 +1,8 @@
 """Fashion-MNIST above 90 %: a frozen, ImageNet-trained ResNet50 and a small head on top.
 
-Each image, upscaled to 224×224 RGB, goes through the ResNet50 once. The extracted features are
-cached on disk, so the head, and the head of every later run, trains in seconds. The saved model is
-end to end: it maps raw uint8 (N, 28, 28) images to (N, classes) probabilities.
+Each image, upscaled to 224×224 RGB, goes through the ResNet50 once (by default). The extracted
+features are cached on disk, so the head, and the head of every later run, trains in seconds. The
+saved model is end to end: it maps raw uint8 (N, 28, 28) images to (N, classes) probabilities.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ import numpy as np
 
 import common
 
-# Feature sets for the head: global average and max pooling of the stages' outputs. The last stage
-# is specialized in ImageNet's classes; for Fashion-MNIST, earlier stages give better features.
+# Feature sets for the head: pooled outputs of the stages. The last stage is specialized in
+# ImageNet's classes; for Fashion-MNIST, earlier stages give better features.
 FEATURE_SETS = {
     "conv5": ("conv5_avg",),  # the input of ResNet50's own classifier; the published recipe
     "conv4_avg": ("conv4_avg",),
@@ -49,8 +49,8 @@ class HeadOptions:
     """Classifier on frozen features: Dense + Dropout + softmax."""
 
     features: Annotated[str, choice(FEATURE_SETS)] = "conv5"
-    """conv5, conv4_avg: average-pooled last stage, conv4; conv4: pooled conv3 and conv4; conv4_3x3,
-    conv4_4x4: with conv3 pooled on a grid"""
+    """conv5: average-pooled last stage; conv4_avg: average-pooled conv4; conv4: pooled conv3 and
+    conv4; conv4_3x3, conv4_4x4: like conv4, with conv3 pooled on a grid"""
     mirror: bool = False
     """add horizontally flipped images in training, and average predictions over both views"""
     hidden_units: NonNegativeInt = 512
@@ -108,7 +108,8 @@ def build_feature_extractor(backbone: Backbone, feature_names: tuple[str, ...]) 
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
     Features are named after stage and pooling (conv3_avg …), and pooled in float32. Later stages
-    are left out. Average and max pooling are always extracted, in case another recipe needs them.
+    are left out. Average- and max-pooled features are always extracted: another recipe may need
+    them.
     """
     stages = architectures.STAGES
     last = max(stages.index(architectures.feature_stage(name)) for name in feature_names)
@@ -124,7 +125,7 @@ def build_feature_extractor(backbone: Backbone, feature_names: tuple[str, ...]) 
 
 
 def build_feature_extractors(backbone: Backbone, options: HeadOptions) -> dict[str, keras.Model]:
-    """Return the extractors by name suffix: "", and "_mirrored" for flipped images."""
+    """Build the extractors, by the suffix of their features' names: "", "_mirrored" (flipped)."""
     extractor = build_feature_extractor(backbone, options.feature_names)
     if not options.mirror:
         return {"": extractor}
@@ -144,7 +145,7 @@ def extract_features(
     directory = run.options.data.cache_dir / backbone.cache_dir_name
     caches = {suffix: FeatureCache(directory, model) for suffix, model in extractors.items()}
     names, splits = run.options.head.feature_names, run.data.splits
-    with run.stage("extraction", oom_hint="--image-size"):
+    with run.stage("extraction", reduce="--image-size"):
         for suffix, cache in caches.items():
             title = "Flipped-image features" if suffix else "Features"
             progress = Progress(title, run.wandb_run, suffix[1:])
@@ -181,17 +182,16 @@ def build_classifier(
     layers = [keras.Input((num_features,), dtype="float16", name="standardized")]
     if options.hidden_units:
         layers.append(keras.layers.Dense(options.hidden_units, activation="relu", dtype=dtype))
-    layers.append(keras.layers.Dropout(options.dropout, dtype=dtype))
+    # A linear classifier has no symmetry to break, so it starts from equal probabilities.
     initializer = "glorot_uniform" if options.hidden_units else "zeros"
-    layers.append(
-        keras.layers.Dense(
-            num_classes,
-            "softmax",
-            kernel_initializer=initializer,
-            dtype="float32",
-            name="probabilities",
-        )
+    softmax = keras.layers.Dense(
+        num_classes,
+        "softmax",
+        kernel_initializer=initializer,
+        dtype="float32",
+        name="probabilities",
     )
+    layers += [keras.layers.Dropout(options.dropout, dtype=dtype), softmax]
     return keras.Sequential(layers, name="classifier")
 
 
@@ -269,9 +269,9 @@ def main(options: Options) -> None:
     """Extract features, train the head, optionally fine-tune, evaluate and save the results."""
     devices.configure_gpus(options.devices.gpus)
     with common.Run(options) as run:
-        with run.stage("data", oom_hint="--train-size"):
+        with run.stage("data", reduce="--train-size"):
             data = common.load_fashion_mnist(options.data)
-        with run.stage("backbone", oom_hint="--image-size"):
+        with run.stage("backbone", reduce="--image-size"):
             backbone = load_backbone(options)
             extractors = build_feature_extractors(backbone, options.head)
             run.update_metadata(weights=backbone.weights_metadata(options.network.weights))
@@ -288,12 +288,12 @@ def main(options: Options) -> None:
             model, predictions = fine_tuner.train(head, run)
         else:
             model = build_full_model(extractors, head, options.head)
-            with run.stage("evaluation", oom_hint="--train-size"):
+            with run.stage("evaluation", reduce="--train-size"):
                 predictions = predict_splits(head.get_layer("classifier"), features, data)
         summary = results.save(run, model, predictions)
         if fine_tuner:
             fine_tuner.mark_finished()
-    summary.print_and_check()
+    summary.print_and_check_accuracy()
 
 
 if __name__ == "__main__":

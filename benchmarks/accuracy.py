@@ -76,7 +76,14 @@ def parse_options() -> argparse.Namespace:
         metavar="ROW",
         help=f"any of {', '.join(ROWS)} (default: {', '.join(DEFAULT)})",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2, 3, 4],
+        metavar="N",
+        help="seeds of each row (default: 0 1 2 3 4; fewer for long rows)",
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -138,13 +145,17 @@ def measure(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         result = json.loads(result_path.read_text())
         if {name: result[name] for name in identity} != identity:
             sys.exit(
-                f"accuracy.py: error: {result_path} has other options; delete it, or use --output"
+                f"accuracy.py: error: {result_path} has other options; delete it, or use another "
+                "--output"
             )
         return result
     log = options.work_dir / f"{row}-{seed}.log"
     if row == "naive":
         if not (options.work_dir / "published").exists():
-            sys.exit("accuracy.py: error: the row naive needs the features of the row published")
+            sys.exit(
+                "accuracy.py: error: the row naive needs the features of the row published; add "
+                "published to --rows, before naive"
+            )
         results = run_naive_keras(script, [*arguments, *paths], log)
     else:
         if not any(result_path.parent.glob(f"{row}-*.json")):  # left by an interrupted first run

@@ -32,8 +32,22 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     counts = [10, 20, 50, 100, 200, 500]
-    parser.add_argument("--counts", nargs="+", type=int, default=counts, metavar="N")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    parser.add_argument(
+        "--counts",
+        nargs="+",
+        type=int,
+        default=counts,
+        metavar="N",
+        help=f"training images per class (default: {' '.join(map(str, counts))})",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        metavar="N",
+        help="seeds of the scripts (default: 0 1 2)",
+    )
     parser.add_argument("--data-dir", type=Path, help="as for the scripts")
     parser.add_argument("--weights", default="imagenet", help="as for resnet50_fashion.py")
     parser.add_argument(
@@ -83,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work_dir:
         data = Path(work_dir) / "data"
         write_image_folder(data / "test", raw.test_images, raw.test_labels, TEST_IMAGES_PER_CLASS)
-        for count in sorted(options.counts):  # images are only added
+        for count in sorted(options.counts):  # ascending: images are only added
             write_image_folder(data / "train", raw.train_images, raw.train_labels, count)
             cells = [str(count)]
             for command in COMMANDS:

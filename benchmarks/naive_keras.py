@@ -1,11 +1,11 @@
-"""Naive Keras scripts for both models, which the other benchmarks compare the scripts with.
+"""Naive Keras versions of both models, with which the other benchmarks compare the scripts.
 
 `basic` is a plain `fit` at batch size 32. `resnet50` is the usual transfer-learning script: a
 frozen ResNet50 inside the model, through which every upscaled image goes in every epoch.
 `head` trains only the head on the features in resnet50_fashion.py's --cache-dir: the frozen
-backbone's output never changes, so this gives the same accuracy without the hours. The last line of
-the output is JSON: seconds of each epoch's training and validation, accuracies, and for `head` also
-the test accuracy.
+backbone's output never changes, so this gives about the same accuracy without the hours. The last
+line of the output is JSON: seconds of each epoch's training and validation, accuracies, and for
+`head` also the test accuracy.
 """
 
 import argparse
@@ -108,12 +108,14 @@ def upscale(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
 
 def main() -> None:
     """Load the data, build the model and train it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", choices=("basic", "resnet50", "head"))
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--data-dir", type=Path, help="as for the scripts")
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|none|PATH")
-    parser.add_argument("--train-size", type=int)
-    parser.add_argument("--validation-size", type=int)
+    parser.add_argument("--train-size", type=int, help="as for the scripts")
+    parser.add_argument("--validation-size", type=int, help="as for the scripts")
     parser.add_argument("--cache-dir", type=Path, default=common.DataOptions().cache_dir)
     parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()

@@ -94,7 +94,7 @@ def main(options: Options) -> None:
     """Load the data, train the model, evaluate it and save the results."""
     devices.configure_gpus(options.devices.gpus)
     with common.Run(options) as run:
-        with run.stage("data"):
+        with run.stage("data", reduce="--train-size"):
             data = common.load_fashion_mnist(options.data)
         common.start_wandb(run, data)
         keras.utils.set_random_seed(options.training.seed)
@@ -103,12 +103,12 @@ def main(options: Options) -> None:
         with run.stage("training"):
             train(model, run)
         predictions = {}
-        with run.stage("evaluation"):
+        with run.stage("evaluation", reduce="--test-size"):
             for name, split in data.splits.items():
                 views = np.concatenate([split.images, split.images[:, :, ::-1]])
                 predictions[name] = predict_with_embeddings(model, views, 2, batch_size=500)
         summary = results.save(run, with_flip_tta(model), predictions)
-    summary.print_and_check()
+    summary.print_and_check_accuracy()
 
 
 if __name__ == "__main__":

@@ -155,7 +155,9 @@ def parse_options() -> argparse.Namespace:
         )
         < 1
     ):
-        parser.error("numbers must be at least 1")
+        parser.error(
+            "--images, --rounds, --train-size, --epochs, --timed-images: expected numbers >= 1"
+        )
     if min(options.sizes) < 50 or len(set(options.sizes)) < 2:
         parser.error("--sizes: at least two different sizes >= 50 are needed")
     return options
@@ -396,7 +398,7 @@ def matmul_rates(pipe: multiprocessing.connection.Connection) -> None:
     pipe.send(rates)
 
 
-def test_images(options: argparse.Namespace, count: int, pipe) -> None:
+def send_test_images(options: argparse.Namespace, count: int, pipe) -> None:
     """Run in a process: send uint8 (count, 28, 28) test images and ResNet50's GFLOP per image."""
     sys.path.insert(0, str(ROOT))
     import common
@@ -435,7 +437,7 @@ def call_in_process(function: Callable, *arguments: object) -> object:
 def runtimes(options: argparse.Namespace) -> str:
     """Compare the runtimes."""
     limit = call_in_process(matmul_rates)
-    images, gflop = call_in_process(test_images, options, options.images)
+    images, gflop = call_in_process(send_test_images, options, options.images)
     workers, failures = {}, {}
     for name in RUNTIMES:
         print(f"Starting {name} …", flush=True)
@@ -532,7 +534,7 @@ def extraction_rates(options: argparse.Namespace, recipe: str, pipe) -> None:
 def extraction_table(options: argparse.Namespace) -> str:
     """Compare the recipes' extraction with their networks alone."""
     rows = []
-    for recipe in RECIPES[:2]:  # the third extracts twice as the second does
+    for recipe in RECIPES[:2]:  # `best` runs the same network as `fast`, twice
         alone, complete = call_in_process(extraction_rates, options, recipe)
         ratio = [a / b for a, b in zip(complete, alone, strict=True)]
         rows.append(
@@ -649,7 +651,7 @@ def run(script: str, *arguments: object, cwd: Path) -> tuple[float, float, str]:
     return seconds, usage.ru_maxrss * maxrss_unit() / 1e9, output
 
 
-def common_options(options: argparse.Namespace) -> list[object]:
+def data_dir_args(options: argparse.Namespace) -> list[object]:
     """Return `--data-dir`, if given."""
     return ["--data-dir", options.data_dir.absolute()] if options.data_dir else []
 
@@ -661,7 +663,7 @@ def run_resnet50(
     weights = options.weights
     weights = weights if weights in ("imagenet", "none") else Path(weights).absolute()
     seconds, memory, _ = run(
-        *("resnet50_fashion.py", *common_options(options), "--weights", weights),
+        *("resnet50_fashion.py", *data_dir_args(options), "--weights", weights),
         *("--wandb", "disabled", "--output-dir", "outputs", *argv),
         cwd=directory,
     )
@@ -674,7 +676,7 @@ def time_naive_keras(options: argparse.Namespace, directory: Path) -> tuple[floa
     weights = weights if weights in ("imagenet", "none") else Path(weights).absolute()
     half = max(options.timed_images // 2, BATCH_SIZE)
     _, memory, output = run(
-        *("benchmarks/naive_keras.py", "resnet50", *common_options(options), "--weights", weights),
+        *("benchmarks/naive_keras.py", "resnet50", *data_dir_args(options), "--weights", weights),
         *(TRAIN, options.timed_images, VALIDATION, half, "--epochs", 2),
         cwd=directory,
     )
@@ -696,8 +698,8 @@ def end_to_end(options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as directory:
         for recipe in options.recipes:
             timings.append(time_naive_keras(options, Path(directory)))
-            for run in "first run", "later run":
-                measured[f"`--recipe {recipe}`, {run}"] = run_resnet50(
+            for label in "first run", "later run":
+                measured[f"`--recipe {recipe}`, {label}"] = run_resnet50(
                     *(options, Path(directory), *argv, "--recipe", recipe, "--cache-dir", recipe)
                 )
     training, validation = (statistics.mean(part[i] for part in timings) for i in range(2))
@@ -731,7 +733,7 @@ def baseline(options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         for _ in range(options.rounds):
-            arguments = *common_options(options), "--epochs", options.epochs
+            arguments = *data_dir_args(options), "--epochs", options.epochs
             seconds, memory, output = run(
                 "benchmarks/naive_keras.py", "basic", *arguments, cwd=directory
             )
@@ -765,8 +767,8 @@ def baseline(options: argparse.Namespace) -> str:
     return (
         markdown_table(["", "epoch", "ratio", "complete command", "memory"], rows)
         + f"\n\nMedian (range) of the epochs after the first, {options.epochs} epochs, "
-        f"{options.rounds} alternating commands each. The plain script does not evaluate, plot or "
-        "save anything."
+        f"{options.rounds} alternating commands each. The plain script does not evaluate the test "
+        "images, and plots and saves nothing."
     )
 
 

@@ -1,7 +1,8 @@
 """Library code behind the two scripts. Importing it configures TensorFlow and Keras.
 
-The settings must be made before anything else imports Keras: they select the Keras backend, silence
-TensorFlow's logging and start the run timer. They are the project's only side effects of an import.
+The settings must be made before anything else imports Keras: its backend, TensorFlow's logging,
+paths with "~", closed standard streams. With the start of the run's timer, they are the project's
+only side effects of an import.
 """
 
 import contextlib
@@ -44,7 +45,9 @@ if os.environ.get("KERAS_HOME") == "":
     del os.environ["KERAS_HOME"]  # Keras would use the working directory
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # overrides keras.json
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # messages on GPU drivers would hide the results
+os.environ.setdefault(
+    "TF_CPP_MIN_LOG_LEVEL", "3"
+)  # messages about GPU drivers would hide the results
 
 
 @contextlib.contextmanager
@@ -61,8 +64,8 @@ def _hide_variables() -> Iterator[None]:
 def _suppress_stderr() -> Iterator[None]:
     """Suppress stderr inside the block; replay it if the block raises.
 
-    TensorFlow 2.21's libraries write lines on logging, oneDNN and CUDA when they are loaded, twice.
-    No setting silences them, and they bypass `sys.stderr` by writing to the file descriptor.
+    TensorFlow 2.21's libraries write lines about logging, oneDNN and CUDA when they are loaded,
+    twice. No setting silences them, and they bypass `sys.stderr` by writing to the file descriptor.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as captured:

@@ -46,7 +46,10 @@ def configure_gpus(gpus: int | str) -> None:
     devices = tf.config.list_physical_devices("GPU")
     if gpus != "all":
         if int(gpus) > len(devices):
-            raise UsageError(f"--gpus {gpus}: TensorFlow finds {len(devices)} GPUs; use --gpus all")
+            raise UsageError(
+                f"--gpus {gpus}: TensorFlow finds {len(devices)} GPUs; use at most "
+                "that number, or --gpus all"
+            )
         devices = devices[: int(gpus)]
         tf.config.set_visible_devices(devices, "GPU")
     if len(devices) > 1:
@@ -96,12 +99,12 @@ def with_loss_scaling(optimizer: keras.Optimizer, layer: keras.Layer) -> keras.O
 
 
 @contextlib.contextmanager
-def handle_out_of_memory(stage: str, oom_hint: str) -> Iterator[None]:
+def handle_out_of_memory(stage: str, reduce: str) -> Iterator[None]:
     """Turn out-of-memory errors of the GPU or the CPU into a `UserError`.
 
     Args:
         stage: Name of the stage that the block runs.
-        oom_hint: Option that reduces the memory need.
+        reduce: Option to reduce, for the message.
 
     Raises:
         UserError: If memory runs out.
@@ -113,7 +116,7 @@ def handle_out_of_memory(stage: str, oom_hint: str) -> Iterator[None]:
         is_full = "Dst tensor is not initialized" in str(error)
         if isinstance(error, tf.errors.InternalError) and not is_full:
             raise
-        raise UserError(f"out of memory during {stage}; try a smaller {oom_hint}") from None
+        raise UserError(f"out of memory (stage: {stage}); try a smaller {reduce}") from None
 
 
 def predict_in_batches(
@@ -152,7 +155,9 @@ def predict_on_replicas(model: keras.Model, batches: list[np.ndarray]) -> list[A
         return []
     # Every device must take part, so devices without a batch repeat the last one.
     inputs = strategy.experimental_distribute_values_from_function(
-        lambda device: tf.constant(batches[min(device.replica_id_in_sync_group, len(batches) - 1)])
+        lambda context: tf.constant(
+            batches[min(context.replica_id_in_sync_group, len(batches) - 1)]
+        )
     )
     outputs = _replica_predict_fn(model)(inputs)
 

@@ -1,6 +1,7 @@
 """The machine that a run uses: versions, CPU, memory, files, reachability of servers."""
 
 import contextlib
+import errno
 import http.client
 import os
 import platform
@@ -52,7 +53,7 @@ def environment_info() -> dict[str, object]:
 
 
 def git_commit(root: Path = ROOT) -> str | None:
-    """Return the commit of the scripts, with "-dirty" appended if files of the project differ.
+    """Return the commit of the scripts, with "-dirty" appended if project files have changes.
 
     None if no repository tracks the scripts, for example if they were copied to an ignored
     directory of another repository.
@@ -110,9 +111,24 @@ def staging_dir(directory: Path) -> Iterator[Path]:
     finally:
         try:
             shutil.rmtree(path)
-        except BaseException:  # Ctrl-C or SIGTERM in the middle of it
+        except BaseException:  # Ctrl-C or SIGTERM while deleting
             shutil.rmtree(path, ignore_errors=True)
             raise
+
+
+def check_disk_space(directory: Path, size: int) -> None:
+    """Check that a file of `size` bytes fits on the disk.
+
+    Unlike checking free disk space, allocating a file also respects quotas and file-size limits.
+
+    Raises:
+        OSError: If the file does not fit.
+    """
+    with tempfile.TemporaryFile(dir=directory) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif size > shutil.disk_usage(directory).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def keras_home() -> Path:

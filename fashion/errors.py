@@ -41,7 +41,7 @@ def _handle_sigterm(*_args: object) -> NoReturn:
 
 def exit_process(code: int, immediately: bool = False) -> NoReturn:
     """Exit; skip interpreter shutdown if `immediately` or if a library thread hangs."""
-    if not is_own_process():
+    if not is_main_program():
         sys.exit(code)
     if not immediately and not library_thread_hangs.is_set():
         gc.freeze()  # else shutdown spends a second on TensorFlow's and Keras' objects
@@ -52,7 +52,7 @@ def exit_process(code: int, immediately: bool = False) -> NoReturn:
     os._exit(code)
 
 
-def is_own_process() -> bool:
+def is_main_program() -> bool:
     """Return whether this process was started to run the calling script.
 
     It was not if another program runs the script: a debugger, a profiler, IPython,
@@ -113,7 +113,7 @@ def _handling_sigterm() -> Iterator[None]:
         yield
     finally:
         # After a SIGTERM, further ones are ignored until the process has ended.
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN or not is_own_process():
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN or not is_main_program():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

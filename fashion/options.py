@@ -66,8 +66,8 @@ def expand_user(text: str) -> str:
     # A file's name may start with "~", as those of some temporary files.
     if path.startswith("~") and not Path(Path(path).parts[0]).exists():
         raise argparse.ArgumentTypeError(
-            f"expected a path, got {text!r}, but there is no such user; for a directory of "
-            f"that name, write './{text}'"
+            f"expected a path; {text!r} names a user who does not exist (write './{text}' for a "
+            "directory of that name)"
         )
     return path
 
@@ -79,7 +79,9 @@ def _path(text: str) -> Path:
 
 
 def _project_name(text: str) -> str:
-    if not text or re.search(r"[/\\#?%:]", text):
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty string")
+    if re.search(r"[/\\#?%:]", text):
         raise argparse.ArgumentTypeError(rf"expected a name without / \ # ? % :, got {text!r}")
     return text
 
@@ -164,10 +166,11 @@ class ResultsOptions:
     output_dir: Directory = Path("outputs")
     """directory for the model, its metrics, figures and report.html"""
     require_accuracy: OptionalFraction = None
-    """exit with status 1 if the final validation accuracy is below X, such as 0.9 (default: no
+    """exit with code 1 if the final validation accuracy is below X, such as 0.9 (default: no
     check)"""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """mode of Weights & Biases; auto: online if an API key is configured, else offline"""
+    """mode of Weights & Biases; auto: W&B's configured mode, by default online; offline
+    without an API key"""
     project: OptionalProjectName = None
     """W&B project (default: W&B's setting, such as WANDB_PROJECT, else fashion-mnist)"""
 

@@ -145,7 +145,7 @@ def test_home_directory_in_path_is_expanded(option, monkeypatch, tmp_path, comma
         assert Path(value) == Path(expected)
     done = command_line(resnet50_fashion, f"{option}=~nobody-of-this-name/x")
     assert done.code == 2
-    assert "there is no such user; for a directory of that name, write './~nobody" in done.err
+    assert "names a user who does not exist (write './~nobody" in done.err
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--output-dir", "--cache-dir", "--predict"])

@@ -115,7 +115,7 @@ class Backbone:
 
     @cached_property
     def blocks(self) -> list[str]:
-        """The names of each block's first layer, and `NETWORK_OUTPUT`."""
+        """The name of each block's first layer, and `NETWORK_OUTPUT`."""
         pattern = ARCHITECTURES[self.name].block_start_pattern
         names = [layer.name for layer in self.model.layers]
         return [name for name in names if re.fullmatch(pattern, name)] + [NETWORK_OUTPUT]

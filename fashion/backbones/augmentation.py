@@ -27,7 +27,7 @@ def build_augmentation(max_shift: int) -> keras.Model:
 
 
 def add_augmentation(model: keras.Model, max_shift: int) -> keras.Model:
-    """Put `build_augmentation` in front of a model, uint8 (N, 28, 28) → outputs, for training."""
+    """Put the augmentation in front of a model of uint8 (N, 28, 28) images, for training."""
     augmentation = build_augmentation(max_shift)
     return keras.Model(augmentation.input, model(augmentation.output))
 
@@ -40,7 +40,7 @@ def flip_extractor_inputs(extractor: keras.Model, suffix: str) -> keras.Model:
 
 
 def with_flip_tta(model: keras.Model) -> keras.Model:
-    """Wrap a model so that it averages predictions over each image and its horizontal flip."""
+    """Add test-time augmentation (TTA): average predictions over an image and its flip."""
     images = keras.Input((28, 28), dtype="uint8", name="images")
     predictions = [model(images), model(keras.ops.flip(images, axis=2))]
     return keras.Model(images, keras.layers.average(predictions), name=model.name)

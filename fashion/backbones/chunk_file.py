@@ -35,14 +35,14 @@ def read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Read features of a file, each float16 (N, …).
 
     Raises:
-        Exception: If the file is missing or damaged; zip files raise many types.
+        Exception: If the file is missing or damaged; zipfile raises many types.
     """
     with np.load(path) as file:
         return {name: file[name] for name in names}
 
 
 def merge(path: Path, features: dict[str, np.ndarray]) -> None:
-    """Add features to a file, which is created if needed; intact features that it contains stay.
+    """Add features to a file, which is created if needed; intact features in it are kept.
 
     Raises:
         UserError: If the file cannot be written.
@@ -66,7 +66,7 @@ def _read_intact(path: Path, num_images: int) -> dict[str, np.ndarray]:
     """Read the features of a file that are not damaged; {} if there is no file."""
     features = {}
     for name in stored_features(path):
-        with contextlib.suppress(Exception):  # damaged zip files raise many types
+        with contextlib.suppress(Exception):  # damaged zipfile raises many types
             (values,) = read(path, [name]).values()
             if len(values) == num_images:
                 features[name] = values

@@ -25,7 +25,7 @@ from fashion.errors import UserError
 import keras
 import numpy as np
 
-# Images per extraction step and per cache file, the most that an interrupted run loses. Not an
+# Images per extraction step and per cache file; an interrupted run loses at most these. Not an
 # option, because the last bits of the features depend on it. 125 divides 55,000, 5,000 and 10,000,
 # and more is hardly faster.
 CHUNK_SIZE = 125
@@ -63,7 +63,8 @@ class FeatureCache:
             progress: Progress reporter.
 
         Raises:
-            UserError: If the cache cannot be written, its disk is too small, or features are NaN.
+            UserError: If the cache cannot be written, its disk has too little space, or features
+                are NaN.
         """
         missing = self._find_missing(splits)
         if not missing:
@@ -73,7 +74,7 @@ class FeatureCache:
         size = sum(chunk.num_bytes for chunk in missing)
         self._check_disk_space(size, f"{progress.title} of {num_missing:,} images")
         print(
-            f"{progress.title}: extracting {num_missing:,} images, each once; "
+            f"{progress.title}: {num_missing:,} images, each processed once; "
             f"{format_bytes(size)}, cached in {self.directory}",
             flush=True,
         )
@@ -126,7 +127,8 @@ class FeatureCache:
         for chunk, features in zip(group, outputs, strict=True):
             if any(np.isnan(values).any() for values in features.values()):
                 raise UserError(
-                    f"{progress.title.lower()} are NaN for some images; try --precision float32"
+                    f"{progress.title.lower()} are NaN for some images; try --precision float32, "
+                    "or other --weights"
                 )
             chunk_file.merge(chunk.path, features)
         progress.update(sum(len(chunk.images) for chunk in group))
@@ -144,7 +146,7 @@ class FeatureCache:
             arrays = chunk_file.read(path, self.extractor.output)
             if any(len(array) != len(images) for array in arrays.values()):
                 raise ValueError("wrong number of images")
-        except Exception as error:  # damaged zip files raise many types
+        except Exception as error:  # damaged zipfile raises many types
             print(f"{path} is damaged ({error}); recomputing it.", file=sys.stderr)
             (arrays,) = devices.predict_on_replicas(self.extractor, [images])
             chunk_file.merge(path, arrays)
@@ -170,7 +172,7 @@ class FeatureCache:
 def read_views(
     caches: dict[str, FeatureCache], split: Split, feature_names: tuple[str, ...]
 ) -> np.ndarray:
-    """Read the features of a split's N selected images and of their other views.
+    """Read the features of a split's N selected images and of their other views, such as flips.
 
     Args:
         caches: Cache of each view by the suffix of its feature names.

@@ -59,9 +59,9 @@ def fold_batch_norm(network: keras.Model, images: keras.KerasTensor, dtype: str)
         images: Inputs of the copy, float32 (N, size, size, 3).
         dtype: Dtype policy of its layers, a value of `devices.DTYPE_POLICIES`.
     """
-    layer_by_output = {id(layer.output): layer.name for layer in network.layers}
+    layer_name_by_output = {id(layer.output): layer.name for layer in network.layers}
     batch_norms = {
-        layer_by_output[id(layer.input)]: layer
+        layer_name_by_output[id(layer.input)]: layer
         for layer in network.layers
         if isinstance(layer, keras.layers.BatchNormalization)
     }

@@ -19,7 +19,10 @@ class Progress:
     """
 
     def __init__(self, title: str, wandb_run: wandb.Run, key: str = "") -> None:
-        """Create a progress reporter that logs to `wandb_run`; the default key is the title."""
+        """Create a progress reporter that logs to `wandb_run`.
+
+        By default, the key is the title in lower case.
+        """
         self.title, self.wandb_run, self.key = title, wandb_run, key or title.lower()
         self.rate: float | None = None
 

@@ -141,8 +141,8 @@ def _add_arguments(section: Any, group: object, bool_flags: dict[str, bool]) -> 
 def _normalize_arg(arg: str, bool_flags: dict[str, bool]) -> list[str]:
     """Convert an argument of a W&B sweep to the spelling of argparse.
 
-    A sweep passes `--batch_size=32`, `--mirror=True` and, for null, `--train_size=None`, which is
-    the default.
+    A sweep passes `--batch_size=32`, `--mirror=True` and, for null, `--train_size=None`, which
+    stands for the default.
     """
     name, equals, value = arg.partition("=")
     if not name.startswith("--"):

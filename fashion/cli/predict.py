@@ -30,7 +30,7 @@ class UserImage(NamedTuple):
     """A user's image."""
 
     name: str
-    original: Image.Image | None  # thumbnail, if plotted
+    thumbnail: Image.Image | None  # if plotted
     image: np.ndarray  # the model's input, uint8 (28, 28)
 
 
@@ -66,7 +66,9 @@ def predict_images(paths: Iterable[Path], options: Options) -> None:
         print(f"\nAll probabilities: {output_dir / PREDICTIONS_CSV}")
         print(f"Model inputs and top classes: {output_dir / PREDICTIONS_PNG}{limit}")
     if num_failed:
-        raise UserError(f"{num_failed} of {num_failed + len(user_images)} images were skipped")
+        raise UserError(
+            f"{num_failed} of {num_failed + len(user_images)} images were skipped, as listed above"
+        )
 
 
 def _print_predictions(
@@ -125,7 +127,10 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
         except OSError as error:
             raise UserError(f"--predict: {error}") from None
         if not image_files:
-            raise UserError(f"--predict: {path} contains no image files")
+            raise UserError(
+                f"--predict: {path} contains no image files; give "
+                "files, or a directory that contains some"
+            )
         found += image_files
     return found
 
@@ -179,7 +184,7 @@ def plot_predictions(
         axes.set_axis_off()
     for i in range(num_images):
         original, model_input, bars = grid[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
-        if thumbnail := user_images[i].original:
+        if thumbnail := user_images[i].thumbnail:
             original.imshow(thumbnail)
         original.set_title(f"{Path(user_images[i].name).name[:28]}", fontsize=9)
         model_input.imshow(

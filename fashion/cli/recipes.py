@@ -47,11 +47,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
-    """Named set of defaults, tuned for resnet50; given options take precedence."""
+    """Named set of defaults, chosen for resnet50; other options take precedence."""
 
     recipe: Annotated[str, choice(RECIPES)] = "published"
-    """published: average-pooled last stage at 224×224; fast: 3×3 grid features at 112×112; best:
-    4×4 grid features at 112×112, with horizontal flips; tuned: fine-tuning at 80×80 (hours)"""
+    """published: average-pooled last stage at 224×224; fast: conv3 on a 3×3 grid and conv4 at
+    112×112; best: like fast, with a 4×4 grid and horizontal flips; tuned: fine-tuned at 80×80
+    (hours)"""
 
 
 def apply_recipe(options: OptionsT, argv: Sequence[str]) -> OptionsT:
@@ -70,12 +71,12 @@ def apply_recipe(options: OptionsT, argv: Sequence[str]) -> OptionsT:
 
 
 def warn_if_untested_backbone(options: Options) -> None:
-    """Print a note if a recipe is combined with a backbone it was not tuned for."""
+    """Warn if a recipe is combined with a backbone for which it was not chosen."""
     config = options.config()
     recipe, backbone = config.get("recipe", "published"), config.get("backbone")
     if recipe != "published" and backbone != "resnet50":
         print(
-            f"--recipe {recipe} was tuned for resnet50; it is untested with {backbone}.",
+            f"WARNING: --recipe {recipe} was chosen for resnet50; it is untested with {backbone}.",
             file=sys.stderr,
         )
 

@@ -12,15 +12,15 @@ def warn_about_duplicates(train: np.ndarray, validation: np.ndarray, test: np.nd
         train, validation, test: The images of each split, uint8 (N, 28, 28).
     """
     seen: set[bytes] = set()
-    duplicates = []
+    num_duplicates = []
     for images in train, validation, test:
         contents = [image.tobytes() for image in images]
-        duplicates.append(sum(content in seen for content in contents))
+        num_duplicates.append(sum(content in seen for content in contents))
         seen.update(contents)
-    if any(duplicates[1:]):
+    if any(num_duplicates[1:]):
         print(
-            f"Duplicate images: {duplicates[1]:,} of {len(validation):,} validation images also "
-            f"occur in the training set; {duplicates[2]:,} of {len(test):,} test images also occur "
-            "in the training or validation set.",
+            f"WARNING: duplicate images: {num_duplicates[1]:,} of {len(validation):,} validation "
+            f"images also occur in the training set; {num_duplicates[2]:,} of {len(test):,} test "
+            "images also occur in the training or validation set.",
             file=sys.stderr,
         )

@@ -41,9 +41,9 @@ DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 def load_idx_dataset(data_dir: Path | None) -> RawDataset:
     """Load Fashion-MNIST from the first available source, or the IDX files in `data_dir`.
 
-    A `data_dir` with a `SHA256SUMS` file is verified against it (another data set in the same
-    format, such as a sample); any other must contain Fashion-MNIST. Its `classes.txt` contains one
-    class name per line; without it, the classes are "0", "1" …, or Fashion-MNIST's.
+    With a `SHA256SUMS` file, `data_dir` may contain another data set in the same format, which is
+    verified against it; without one, it must contain Fashion-MNIST. `classes.txt` in `data_dir`
+    contains one class name per line; without it, the classes are "0", "1" …, or Fashion-MNIST's.
 
     Raises:
         UserError: If no source works; the message lists each with its reason.
@@ -141,7 +141,8 @@ def _load_class_names(
 ) -> tuple[int, tuple[str, ...]]:
     """Return the first label and the class names in `classes.txt`, Fashion-MNIST's, or numbers.
 
-    The first label is 0, or 1 if no label is 0 and, with `classes.txt`, the number of names fits.
+    The first label is 1 if no label is smaller (and, with `classes.txt`, the number of names fits),
+    else 0.
 
     Raises:
         UserError: If the names are invalid.
@@ -158,7 +159,7 @@ def _load_class_names(
         numbers = map(str, range(first, largest + 1))
         return first, validate_class_names(numbers, directory)
     except UnicodeDecodeError:
-        raise DataFileError(f"{path} is not UTF-8") from None
+        raise DataFileError(f"{path} is not in UTF-8; save it as UTF-8") from None
     first = int(smallest >= 1 and len(names) == largest)
     if len(names) != largest + 1 - first:
         expected = f"labels are from {smallest if smallest == 1 else 0} to {largest}"

@@ -20,7 +20,7 @@ class DataFileError(Exception):
 
 
 def find_file(directory: Path, name: str) -> Path:
-    """Return the path of an IDX file, by its name, compressed or not, or a variant of its name.
+    """Find an IDX file, compressed or not, by its standard name or a variant of it.
 
     Other tools write dots for hyphens, "test" for "t10k", and prefixes such as "emnist-letters-".
 

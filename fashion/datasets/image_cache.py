@@ -4,7 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class LabeledImages(NamedTuple):
     filenames: tuple[str, ...]
 
     def select(self, mask: np.ndarray) -> "LabeledImages":
-        """Return the images whose element of the mask is true."""
+        """Return the images that a boolean mask selects."""
         filenames = tuple(
             name for name, is_selected in zip(self.filenames, mask, strict=True) if is_selected
         )
@@ -40,7 +40,7 @@ class LabeledImages(NamedTuple):
         return LabeledImages(images, labels, self.filenames + other.filenames)
 
     def sha256(self, name: str) -> dict[str, str]:
-        """Return the checksums of images and labels, by `name` and "images" or "labels"."""
+        """Return the checksums, with the keys "<name>-images" and "<name>-labels"."""
         arrays = {f"{name}-images": self.images, f"{name}-labels": self.labels}
         return {key: hashlib.sha256(array.data).hexdigest() for key, array in arrays.items()}
 
@@ -89,11 +89,6 @@ def _version_key() -> bytes:
     return f"{version}-".encode()
 
 
-def join_sorted(names: Iterable[str]) -> str:
-    """Join names in sorted order with commas."""
-    return ", ".join(sorted(names))
-
-
 def load_images(directory: Path, class_dirs: Sequence[Path], cache: ImageCache) -> LabeledImages:
     """Load the images below the directory of each class; skip unusable files with a message.
 
@@ -103,7 +98,7 @@ def load_images(directory: Path, class_dirs: Sequence[Path], cache: ImageCache) 
         cache: Cache of preprocessed images.
 
     Raises:
-        OSError: If a directory or file cannot be read.
+        OSError: If a directory cannot be read.
         UserError: If the cache cannot be written.
     """
     paths = [

@@ -23,7 +23,7 @@ def find_image_files(directory: Path) -> list[Path]:
     """Return the image files below a directory, in sorted order.
 
     Links to files and directories are followed. Hidden files and directories are skipped, such as
-    macOS's `._IMG.jpg` and `.DS_Store`. Other files are counted by extension, in a line for each.
+    macOS's `._IMG.jpg` and `.DS_Store`. Other files are counted, and reported by extension.
 
     Raises:
         OSError: If a directory cannot be read.
@@ -46,7 +46,7 @@ def find_image_files(directory: Path) -> list[Path]:
 
 
 def _walk(directory: Path, parents: frozenset[Path]) -> Iterator[Path]:
-    """Yield the visible files below a directory; `parents` are its real paths, against loops."""
+    """Yield the visible files below a directory; links to one of its `parents` are skipped."""
     parents |= {directory.resolve()}
     for path in sorted(directory.iterdir()):
         if path.name.startswith(".") or path.name == "__MACOSX":

@@ -13,7 +13,7 @@ from pathlib import Path
 from fashion.datasets import idx_files
 from fashion.datasets.dataset import SPLIT_SEED, RawDataset, validate_class_names
 from fashion.datasets.duplicates import warn_about_duplicates
-from fashion.datasets.image_cache import ImageCache, LabeledImages, join_sorted, load_images
+from fashion.datasets.image_cache import ImageCache, LabeledImages, load_images
 from fashion.errors import UsageError, UserError
 
 import numpy as np
@@ -57,7 +57,7 @@ def check_outputs_outside_data_dir(data_dir: Path | None, output_dirs: dict[str,
         for option, path in output_dirs.items():
             if path.resolve().is_relative_to(data_dir.resolve()):
                 raise UsageError(
-                    f"{option}: {path} lies inside --data-dir, where a directory is a class; "
+                    f"{option}: {path} lies inside --data-dir, where each directory is a class; "
                     "use another directory"
                 )
 
@@ -70,8 +70,8 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
     Files that cannot be used are skipped with a message.
 
     Raises:
-        UserError: If there are too few classes or images, the classes of the splits differ, a file
-            or directory cannot be read, or the cache cannot be written.
+        UserError: If there are too few classes or images, the classes of the splits differ, a
+            directory cannot be read, or the cache cannot be written.
     """
     try:
         split_dirs = _find_split_dirs(path)
@@ -114,7 +114,7 @@ def _load_splits(
     """Return the class names and the images of each split that has a directory.
 
     Raises:
-        OSError: If a directory or file cannot be read.
+        OSError: If a directory cannot be read.
         UserError: If classes differ, or contain too few images.
     """
     class_dirs = {split: _list_subdirs(directory) for split, directory in split_dirs.items()}
@@ -124,7 +124,7 @@ def _load_splits(
             both = f"{split_dirs['train'].name}/ and {directory.name}/"
             raise UserError(
                 f"{path}: {both} must contain the same classes; only in one of them: "
-                f"{join_sorted(unmatched)}"
+                f"{', '.join(sorted(unmatched))}"
             )
     parts = {
         split: load_images(directory, [class_dirs[split][name] for name in class_names], cache)
@@ -172,13 +172,12 @@ def _find_split_dirs(path: Path) -> dict[str, Path]:
     others_are_splits = all(name.lower() in SPLIT_DIR_NAMES for name in others)
     if "train" in split_dirs and (others_are_splits or len(split_dirs) > 1):
         if others:
-            print(f"{path}: ignored: {join_sorted(others)}", file=sys.stderr)
+            names = ", ".join(sorted(others))
+            print(f"WARNING: {path}: ignored, because not a split: {names}", file=sys.stderr)
         order = dict.fromkeys(SPLIT_DIR_NAMES.values())
         return {split: split_dirs[split] for split in order if split in split_dirs}
     if others_are_splits and subdirs:
-        raise UserError(
-            f"{path}: no train/ with one subdirectory per class; move the training images there"
-        )
+        raise UserError(f"{path}: create train/ with one subdirectory of training images per class")
     return {"train": path}
 
 

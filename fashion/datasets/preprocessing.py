@@ -1,7 +1,8 @@
 """Preprocessing of photos to Fashion-MNIST's format: light garment on black, gray, 28×28.
 
 The steps follow those of the data set's authors (Xiao, Rasul, Vollgraf 2017, section 2), without
-sharpening; only images with a light background are inverted. Training and `--predict` use the same.
+sharpening; only images with a light background are inverted. Image folders and `--predict` use the
+same steps.
 """
 
 import warnings
@@ -21,7 +22,8 @@ def load_image(path: Path) -> Image.Image:
 
     Raises:
         OSError: If the file does not exist, or Pillow cannot read it.
-        Image.DecompressionBombError: If it has more pixels than Pillow's limit, 89 million.
+        Image.DecompressionBombWarning, Image.DecompressionBombError: If it has more pixels than
+            Pillow's limit, 89 million.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on metadata, without the name of the file
@@ -53,11 +55,14 @@ def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     Black is 0, or the smallest value if that is negative. White is 1 for fractions up to 1, else
     the largest value of the smallest bit depth that fits: 8, 10, 12, 14, 16 or 32 bits.
     """
-    fractions = values.dtype.kind == "f"
+    is_float = values.dtype.kind == "f"
     values = np.nan_to_num(values.astype("float64"), posinf=0, neginf=0)
     black, largest = min(float(values.min()), 0.0), float(values.max())
-    depths = (1.0,) if fractions else ()
-    whites = (*depths, *(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 32)), largest)
+    whites = (
+        *([1.0] if is_float else []),
+        *(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 32)),
+        largest,
+    )
     white = next(white for white in whites if white >= largest)
     return ((values - black) * (255 / (white - black))).clip(0, 255).astype("uint8")
 
@@ -66,7 +71,7 @@ def preprocess_image(image: Image.Image) -> np.ndarray:
     """Convert an RGB image to uint8 (28, 28), a light garment on black.
 
     Raises:
-        ValueError: If the image is empty.
+        ValueError: If no pixel differs from the background.
     """
     gray = np.asarray(image.convert("L"), "float32")
     return center_on_canvas(resize_to_fit(crop(darken_background(gray))))

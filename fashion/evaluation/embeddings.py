@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
 
 
 def with_embedding_output(model: keras.Model) -> keras.Model:
-    """Return a model that also outputs its penultimate layer.
+    """Return a model that also outputs the output of its penultimate layer.
 
     The output is the concatenation of probabilities and embeddings, float32
     (N, classes + embedding_dim).
@@ -47,11 +47,13 @@ def predict_with_embeddings(
 ) -> Predictions:
     """Return a model's probabilities and embeddings, averaged over the views of each image.
 
+    The views of an image are the image itself and, if wanted, its horizontal flip.
+
     Args:
         model: inputs → (N, classes) probabilities, computed by the last layer.
         inputs: (num_views·N, …): the first views of all images, then their second views.
         num_views: Number of views per image.
-        batch_size: Number of inputs that fit into memory at once.
+        batch_size: Inputs per batch.
     """
     embedding_model, num_classes = with_embedding_output(model), model.outputs[0].shape[-1]
     chunks, views = [], np.split(inputs, num_views)

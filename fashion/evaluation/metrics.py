@@ -47,7 +47,7 @@ class CoveragePoint(NamedTuple):
 
 
 class ClassScores(NamedTuple):
-    """Scores of one class, and the class it is most often confused with."""
+    """Scores of one class, and the class that its images are most often mistaken for."""
 
     name: str
     precision: float
@@ -131,7 +131,7 @@ class Evaluation:
 
     @property
     def expected_calibration_error(self) -> float:
-        """The mean absolute gap between confidence and accuracy per bin (Guo et al., ICML 2017)."""
+        """The gap between confidence and accuracy per bin, mean over images (Guo et al. 2017)."""
         gaps = (
             bin.num_images * abs(bin.confidence - bin.accuracy) for bin in self.calibration_bins
         )

@@ -50,7 +50,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 def copy_with_trained_batch_norm(
     blocks: keras.Model, activations: keras.KerasTensor, dtype: str
 ) -> keras.Model:
-    """Copy blocks, with weights, for training; each BatchNormalization layer has gamma and beta.
+    """Copy blocks, with weights, for training; all BatchNormalization layers get gamma and beta.
 
     Args:
         blocks: Last blocks of a network of `keras.applications`.
@@ -92,8 +92,9 @@ def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
 def recalibrate(blocks: keras.Model, batches: Iterable[np.ndarray]) -> None:
     """Set the moving statistics to those of the data, without changing the blocks' outputs.
 
-    The statistics of ImageNet, or of a network whose statistics were folded away, are far from
-    those of a batch, by which training mode normalizes. With the measured mean m and variance v of
+    Training mode normalizes with the statistics of a batch. The stored ones are far from these:
+    they are ImageNet's, or mean 0 and variance 1 if the weights file contains a network with folded
+    batch normalization. With the measured mean m and variance v of
     a layer's input, gamma becomes gamma·√(v+ε)/√(v₀+ε) and beta becomes beta +
     gamma·(m−m₀)/√(v₀+ε), where m₀ and v₀ are the previous statistics. One pass suffices, since no
     layer's outputs change in inference mode.

@@ -2,12 +2,8 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +11,7 @@ from typing import Any
 
 from fashion.backbones.architectures import Backbone
 from fashion.datasets.dataset import ImageDataset
-from fashion.environment import staging_dir
+from fashion.environment import check_disk_space, staging_dir
 from fashion.errors import UsageError, UserError
 from fashion.fine_tuning.tuning_options import ScriptOptions
 from fashion.tracking.history import EpochLogger, EpochMetrics
@@ -24,7 +20,7 @@ import keras
 
 # Options that may change when a run is resumed. Most do not affect the results; a divergence may
 # need a lower learning rate.
-OPTIONS_IGNORED_ON_RESUME = frozenset(
+OPTIONS_THAT_MAY_CHANGE = frozenset(
     {
         "resume",
         "output_dir",
@@ -39,6 +35,12 @@ OPTIONS_IGNORED_ON_RESUME = frozenset(
         "fine_tune_learning_rate",
     }
 )
+# Values other than options that must be equal to resume, and their names for the user.
+NOT_OPTIONS = {
+    "computed_in": "--precision",
+    "data_sha256": "the data (--data-dir)",
+    "weights_sha256": "--weights",
+}
 # Attributes of `Checkpoint` that have another key in state.json.
 JSON_KEYS = {"last_weights": "last", "best_weights": "best", "epochs": "rows"}
 
@@ -90,7 +92,10 @@ class Checkpoint:
             self.best_weights = self.last_weights
         self.epochs = epoch_logger.epochs
         with self._staging_dir() as temporary_dir:
-            _check_disk_space(temporary_dir, model)
+            # On a full disk, h5py may crash the process (3.16: "Segmentation fault").
+            variables = [*model.variables, *model.optimizer.variables]
+            size = sum(4 * math.prod(v.shape) + 4096 for v in variables)  # with HDF5's metadata
+            check_disk_space(temporary_dir, size)
             model.save_weights(tmp_path := temporary_dir / self.last_weights)
             tmp_path.replace(self.directory / self.last_weights)
             self._write_state(temporary_dir)
@@ -109,7 +114,9 @@ class Checkpoint:
             model.load_weights(path)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path} is damaged ({reason}); delete its directory") from None
+            raise UserError(
+                f"{path} is damaged ({reason}); delete its directory to start over"
+            ) from None
 
     def mark_finished(self) -> None:
         """Record that the results are written.
@@ -140,21 +147,6 @@ class Checkpoint:
         tmp_path.replace(self.directory / "state.json")
 
 
-def _check_disk_space(directory: Path, model: keras.Model) -> None:
-    """Raise an `OSError` if the disk is too small for weights and optimizer state.
-
-    On a full disk, h5py may crash the process (3.16: "Segmentation fault"). Unlike checking free
-    disk space, allocating a file also respects quotas and file-size limits.
-    """
-    variables = [*model.variables, *model.optimizer.variables]
-    size = sum(4 * math.prod(variable.shape) + 4096 for variable in variables)  # + HDF5 metadata
-    with tempfile.TemporaryFile(dir=directory) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        elif size > shutil.disk_usage(directory).free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def load_or_create_checkpoint(
     options: ScriptOptions, data: ImageDataset, backbone: Backbone
 ) -> Checkpoint:
@@ -170,9 +162,7 @@ def load_or_create_checkpoint(
         UserError: If the checkpoint cannot be read.
     """
     values = options.config()
-    config = {
-        name: value for name, value in values.items() if name not in OPTIONS_IGNORED_ON_RESUME
-    }
+    config = {name: value for name, value in values.items() if name not in OPTIONS_THAT_MAY_CHANGE}
     config["data_sha256"] = data.sha256
     config["weights_sha256"] = backbone.weights_sha256
     config["computed_in"] = backbone.precision
@@ -211,11 +201,12 @@ def _check_resumable(saved: Checkpoint, new: Checkpoint, defaults: dict[str, Any
     # the memory.
     if len(saved.epochs) == saved.head_epochs:
         saved_config["fine_tune_batch_size"] = new.config["fine_tune_batch_size"]
-    mismatches = [
-        name if isinstance(value, dict) else f"{name} ({value}, now {new.config.get(name)})"
-        for name, value in sorted(saved_config.items())
-        if value != new.config.get(name)
-    ]
+    mismatches = []
+    for name, value in sorted(saved_config.items()):
+        if value != (new_value := new.config.get(name)):
+            title = NOT_OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            values = "" if name.endswith("sha256") else f" ({value}, now {new_value})"
+            mismatches.append(title + values)
     if mismatches:
         raise UsageError(
             f"--resume: options differ from the checkpoint in {saved.directory}: "
@@ -246,4 +237,6 @@ def _load_state(directory: Path) -> Checkpoint:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; delete its directory") from None
+        raise UserError(
+            f"{path} cannot be read: {error}; delete its directory to start over"
+        ) from None

@@ -62,10 +62,10 @@ class FineTuner:
         Raises:
             UserError: If the loss is not finite, or a file cannot be read or written.
         """
-        with run.stage("activations", oom_hint="--image-size"):
+        with run.stage("activations", reduce="--image-size"):
             models = self._build_models(head, run)
-        batch_size_hint = "--fine-tune-batch-size, then continue with --resume"
-        with run.stage("fine_tuning", oom_hint=batch_size_hint):
+        reduce = "--fine-tune-batch-size, then continue with --resume"
+        with run.stage("fine_tuning", reduce=reduce):
             if self.freeze_point.train_batch_norm and not self.checkpoint.is_started:
                 self._recalibrate(models, run)
             is_augmented = self.options.fine_tune_inputs == "augmented"
@@ -73,7 +73,7 @@ class FineTuner:
                 add_augmentation(models.full, MAX_SHIFT) if is_augmented else models.pipeline_model
             )
             self._fit(training_model, models.activation_cache, run)
-        with run.stage("evaluation", oom_hint="--image-size"):
+        with run.stage("evaluation", reduce="--image-size"):
             if self.freeze_point.train_batch_norm:
                 run.update_metadata(parameters=parameter_counts(models.full))
                 models = models.fold(self.freeze_point, head)
@@ -86,7 +86,7 @@ class FineTuner:
         self.checkpoint.mark_finished()
 
     def _build_models(self, head: keras.Model, run: Run) -> TunedModels:
-        """Split backbone and head at the freeze point; fill the cache of activations if wanted."""
+        """Split backbone and head at the freeze point; fill the cache of activations, if any."""
         frozen, blocks, trainable = self.freeze_point.split_model(head)
         name = run.options.script_name
         full = keras.Model(frozen.input, trainable(frozen.output), name=name)
@@ -111,9 +111,9 @@ class FineTuner:
         batch_norm.recalibrate(models.blocks, (output["activations"] for output in outputs))
 
     def _fit(self, model: keras.Model, activation_cache: FeatureCache | None, run: Run) -> None:
-        """Train with Adam, warm-up and cosine decay; restore the weights of the best epoch.
+        """Train with Adam(W), warm-up and cosine decay; restore the weights of the best epoch.
 
-        The best epoch may be one of the head's. A checkpoint is written after each epoch.
+        The best epoch may be one of head training. A checkpoint is written after each epoch.
         """
         checkpoint, logger, data = self.checkpoint, run.epoch_logger, run.data
         if not checkpoint.is_started:

@@ -46,7 +46,7 @@ class FreezePoint:
         end = max(blocks.index(stages[feature_stage(name)]) for name in feature_names)
         if num_blocks > end:
             raise UsageError(
-                f"--fine-tune-blocks {num_blocks}: with these features, at most {end} blocks can "
+                f"--fine-tune-blocks {num_blocks}: with these --features, at most {end} blocks can "
                 "be fine-tuned"
             )
         freeze_point = cls(backbone, feature_names, blocks[end - num_blocks], train_batch_norm)
@@ -77,7 +77,7 @@ class FreezePoint:
         return frozen, blocks, self.build_trainable(frozen, blocks, head)
 
     def _needed_stages(self, trainable: bool) -> dict[str, str]:
-        """Return the stages that the features need, after or before the freeze point."""
+        """Return the needed stages after (or before) the freeze point: {stage: block after it}."""
         blocks = self.backbone.blocks
         needed = {feature_stage(name) for name in self.feature_names}
         return {

@@ -1,6 +1,7 @@
 """Comparison of a run with the latest run of another model on the same data."""
 
 import contextlib
+import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -102,10 +103,12 @@ def load_run_summary(directory: Path) -> RunSummary:
     low, high = metrics["test"]["interval95"]
 
     def load_test_results() -> tuple[np.ndarray, np.ndarray]:
-        with open(directory / "predictions.csv", encoding="utf-8") as file:
-            # index, label and predicted are the first columns; file names may contain commas
-            lines = [line.split(",", 3)[:3] for line in file]
-        values = np.array(lines[1:], float)
+        with open(directory / "predictions.csv", newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        # Earlier versions called the index "position".
+        index = header.index("index" if "index" in header else "position")
+        columns = index, header.index("label"), header.index("predicted")
+        values = np.array([[row[column] for column in columns] for row in rows], int)
         return values[:, 0], values[:, 1] == values[:, 2]
 
     return RunSummary(

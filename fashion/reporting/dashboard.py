@@ -22,7 +22,7 @@ def log_dashboard(
     data: ImageDataset,
     epochs: list[EpochMetrics],
 ) -> None:
-    """Log all charts and tables; in sweeps, skip the error analysis to limit uploads."""
+    """Log all charts and tables; in sweeps, skip neighbors and embeddings to limit uploads."""
     test = evaluations.test
     examples = [
         np.flatnonzero(test.labels == label)[:EXAMPLES_PER_CLASS]

@@ -19,8 +19,8 @@ class Report:
     """The contents of the report.
 
     Attributes:
-        model: Name of the model.
-        data: Name of the data set.
+        model_name: Name of the model.
+        data_name: Name of the data set.
         evaluations: Evaluations of the model.
         best_epoch: Epoch whose weights are used.
         comparison: Comparison with another run.
@@ -28,8 +28,8 @@ class Report:
         details: Heading → name → value, for the last tables.
     """
 
-    model: str
-    data: str
+    model_name: str
+    data_name: str
     evaluations: SplitEvaluations
     best_epoch: int
     comparison: Comparison
@@ -45,7 +45,7 @@ class Report:
         )
         test = self.evaluations.test
         return environment.get_template(TEMPLATE).render(
-            title=f"{self.model} on {self.data}",
+            title=f"{self.model_name} on {self.data_name}",
             accuracy=f"{test.accuracy:.1%}",
             num_images=f"{len(test.labels):,}",
             interval=_format_interval(test),

@@ -4,7 +4,7 @@ import csv
 import functools
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fashion.tracking.run import OUTPUT_FILES, Run
 from fashion.tracking.wandb_session import offline_run_hints
 
 import keras
+import numpy as np
 import wandb
 
 # The last tables of the report: heading → part of the metadata.
@@ -33,7 +34,7 @@ REPORT_TABLES = {
     "Parameters": "parameters",
     "Time, in seconds": "seconds",
     "Memory": "memory",
-    "Computed with": "versions",
+    "Versions and hardware": "versions",
 }
 
 
@@ -44,7 +45,7 @@ class Summary:
     run: Run
     comparison: Comparison
 
-    def print_and_check(self) -> None:
+    def print_and_check_accuracy(self) -> None:
         """Print the comparison and output paths; check `--require-accuracy`.
 
         Raises:
@@ -122,7 +123,11 @@ def _write_files(
 ) -> Comparison:
     """Write all of `OUTPUT_FILES` except the model; return the comparison with another run."""
     write_history(directory, run.epoch_logger.epochs)
-    write_predictions(directory, run.data.test, evaluations.test, run.data.first_label)
+    for filename, split, evaluation in (
+        ("predictions.csv", run.data.test, evaluations.test),
+        ("validation_predictions.csv", run.data.validation, evaluations.validation),
+    ):
+        write_predictions(directory / filename, split, evaluation, run.data.first_label)
     figures.save_figures(directory, evaluations, analysis, run.data, run.epoch_logger)
     run.update_metadata(memory=environment.peak_memory())
     run.metadata["seconds"]["total"] = round(time.perf_counter() - fashion.START_TIME, 2)
@@ -132,8 +137,8 @@ def _write_files(
         others=comparison.find_sibling_runs(run.options.results.output_dir),
     )
     report = Report(
-        model=run.options.script_name,
-        data=run.data.name,
+        model_name=run.options.script_name,
+        data_name=run.data.name,
         evaluations=evaluations,
         best_epoch=run.epoch_logger.best.epoch,
         comparison=compared,
@@ -154,21 +159,27 @@ def write_history(directory: Path, epochs: Sequence[EpochMetrics]) -> None:
 
 
 def write_predictions(
-    directory: Path, split: Split, evaluation: Evaluation, first_label: int = 0
+    path: Path, split: Split, evaluation: Evaluation, first_label: int = 0
 ) -> None:
-    """Write predictions.csv, one row per image: index, label, prediction and confidence.
+    """Write a CSV file with one row per image: index, label, prediction and all probabilities.
 
-    The index is the image's position in the data set's file. Image folders add a column with the
-    file name. The first class has the label `first_label`, as in the file.
+    The columns of the probabilities are named after the classes, such as "p(Coat)". The index is
+    the image's position in the data set's file. Image folders add a column with the file name. The
+    first class has the label `first_label`, as in the data set's file.
     """
+    header = ["index", "label", "predicted", "confidence"]
+    header += [f"p({name})" for name in evaluation.class_names]
     labels = (values + first_label for values in (evaluation.labels, evaluation.predicted))
-    columns: list[Iterable] = [split.indices, *labels, evaluation.confidence]
-    if split.filenames:
-        columns.append(split.image_name(i) for i in range(split.size))
-    with open(directory / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+    probabilities = np.column_stack([evaluation.confidence, evaluation.probabilities])
+    texts = ([f"{value:.4g}" for value in row] for row in probabilities.tolist())
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "label", "predicted", "confidence", "file"][: len(columns)])
-        writer.writerows(zip(*columns, strict=True))
+        writer.writerow([*header, "file"] if split.filenames else header)
+        for i, (index, label, predicted, row) in enumerate(
+            zip(split.indices, *labels, texts, strict=True)
+        ):
+            filename = [split.image_name(i)] if split.filenames else []
+            writer.writerow([index, label, predicted, *row, *filename])
 
 
 def _log_to_wandb(

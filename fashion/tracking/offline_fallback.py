@@ -62,7 +62,11 @@ def log_with_offline_fallback(
     try:
         offline_run = _init_offline_copy(run)
     except Exception as error:  # in a sweep, W&B allows only one run per process
-        print(f"W&B: could not create the offline copy ({' '.join(str(error).split())}).")
+        reason = " ".join(str(error).split())
+        print(
+            f"W&B: could not create the offline copy ({reason}); the results in the output "
+            "directory are complete."
+        )
         return run
     for function in (*replay, log_fn):
         function(offline_run)
@@ -151,7 +155,7 @@ def server_responds(url: str) -> bool:
     except urllib.error.HTTPError as error:
         return error.code < 500
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # W&B may trust the certificate
+        return isinstance(error.reason, ssl.SSLError)  # it responds, and W&B may trust it
     except (OSError, http.client.HTTPException):
         return False
     return True

@@ -25,6 +25,7 @@ OUTPUT_FILES = (
     "history.csv",
     "metrics.json",
     "predictions.csv",
+    "validation_predictions.csv",
     "report.html",
     "curves.png",
     "confusion_matrix.png",
@@ -106,18 +107,18 @@ class Run(Generic[OptionsT]):
             offline_fallback.finish(self.wandb_run, exit_code=1 if error else None)
 
     @contextlib.contextmanager
-    def stage(self, name: str, oom_hint: str = "--batch-size") -> Iterator[None]:
+    def stage(self, name: str, reduce: str = "--batch-size") -> Iterator[None]:
         """Record the seconds of a block.
 
         Args:
             name: Key of the seconds in metrics.json.
-            oom_hint: Option that reduces the memory need.
+            reduce: Option to reduce if memory runs out, for the message.
 
         Raises:
-            UserError: If memory runs out; the message suggests a smaller `oom_hint`.
+            UserError: If memory runs out; the message suggests what to `reduce`.
         """
         start = time.perf_counter()
-        with devices.handle_out_of_memory(name.replace("_", "-"), oom_hint):
+        with devices.handle_out_of_memory(name.replace("_", "-"), reduce):
             yield
         self.metadata["seconds"][name] = round(time.perf_counter() - start, 2)
 
@@ -146,7 +147,7 @@ class Run(Generic[OptionsT]):
             versions = self.metadata["versions"]
             configured = wandb_settings.read_settings()
             self.update_metadata(
-                versions=wandb_settings.remove_private_versions(versions, configured)
+                versions=wandb_settings.remove_private_entries(versions, configured)
             )
         config = self.metadata["config"] | {
             name: self.metadata[name] for name in ("versions", "data", "weights")
@@ -166,7 +167,8 @@ class Run(Generic[OptionsT]):
 
         Args:
             log_fn: Called with the W&B run; may return an artifact to wait for.
-            size: Bytes to upload before the run is finished, if `log_fn` is the last call.
+            size: If given, this is the last call, and uploads about this number of bytes; the run
+                is then finished.
         """
         replay = self._log_code_and_data, self.epoch_logger.replay
         self.wandb_run = offline_fallback.log_with_offline_fallback(

@@ -39,7 +39,7 @@ def init_run(mode: str, **defaults: Any) -> wandb.Run:
 
     Raises:
         UsageError: If W&B's settings are invalid.
-        UserError: If the script's arguments are invalid for W&B.
+        UserError: If a file name on the command line is not valid Unicode, which W&B needs.
     """
     if wandb_settings.is_disabled(mode):
         try:
@@ -64,7 +64,7 @@ def _init_enabled_run(
 ) -> wandb.Run:
     """Start an online or offline run; arguments as in `init_run`."""
     init_kwargs = wandb_settings.merge(configured, **defaults)
-    silent_settings = wandb_settings.override_unless_set(configured, silent=True)
+    silent_settings = wandb_settings.settings_unless_set(configured, silent=True)
     if resolved == "online" and not _has_credentials(configured.base_url):
         resolved = "offline"
         if mode == "online":
@@ -79,7 +79,7 @@ def _init_enabled_run(
         return wandb.init(mode=resolved, settings=silent_settings, **init_kwargs)
     try:
         # W&B adds about 10 s to this time limit.
-        timeout_settings = wandb_settings.override_unless_set(configured, init_timeout=8)
+        timeout_settings = wandb_settings.settings_unless_set(configured, init_timeout=8)
         return wandb.init(mode=resolved, settings=timeout_settings, **init_kwargs)
     except wandb.errors.UsageError:
         raise

@@ -1,4 +1,4 @@
-"""The user's W&B settings in environment and settings files, which override our defaults."""
+"""The user's W&B settings (environment, settings files), which override the scripts' defaults."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ from fashion.errors import UsageError
 import wandb
 
 DEFAULT_PROJECT = "fashion-mnist"
-# Versions that describe the machine; W&B's `x_disable_machine_info` turns them off.
+# Entries of the versions that describe the machine; W&B's `x_disable_machine_info` turns them off.
 MACHINE_INFO = ("platform", "processor", "cores", "gpus")
 
 
 def is_disabled(mode: str) -> bool:
-    """Return whether `--wandb` or WANDB_MODE disable W&B; no other setting is read."""
+    """Return whether `--wandb` or WANDB_MODE disables W&B, without reading other settings."""
     return mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
 
 
@@ -86,7 +86,7 @@ def merge(configured: wandb.Settings, **defaults: Any) -> dict[str, Any]:
     }
 
 
-def override_unless_set(configured: wandb.Settings, **values: Any) -> wandb.Settings:
+def settings_unless_set(configured: wandb.Settings, **values: Any) -> wandb.Settings:
     """Return settings with the `values` that the user has not set."""
     user_settings = configured.model_fields_set
     return wandb.Settings(**{k: v for k, v in values.items() if k not in user_settings})
@@ -97,7 +97,7 @@ def allows_code(settings: wandb.Settings) -> bool:
     return not settings.disable_code and settings.save_code is not False
 
 
-def remove_private_versions(versions: dict[str, Any], settings: wandb.Settings) -> dict[str, Any]:
+def remove_private_entries(versions: dict[str, Any], settings: wandb.Settings) -> dict[str, Any]:
     """Return the versions without what the user does not want W&B to record."""
     removed: set[str] = {"commit"} if settings.disable_git else set()
     if getattr(settings, "x_disable_machine_info", False):

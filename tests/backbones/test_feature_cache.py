@@ -103,7 +103,7 @@ def test_cache_is_reused_for_subsets_and_grows(fill, cache, capsys):
     assert capsys.readouterr().out.endswith(f"\nFeatures: all cached in {cache.directory}\n")
     assert cached_files(cache.directory) == before
     fill(cache, load_sample(train_size=90, validation_size=20, test_size=10))
-    assert "extracting 20 images" in capsys.readouterr().out
+    assert "20 images, each processed once" in capsys.readouterr().out
     after = cached_files(cache.directory)
     assert len(after) == 1 + len(before) and before.items() <= after.items()
 
@@ -115,7 +115,7 @@ def test_extraction_adds_features_to_existing_files(fill, cache, data, capsys):
     first = cached_files(directory)
     capsys.readouterr()
     fill(FeatureCache(directory, build_extractor("two", "one")))
-    assert "extracting 140 images" in capsys.readouterr().out
+    assert "140 images, each processed once" in capsys.readouterr().out
     both = cached_files(directory)
     assert both.keys() == first.keys() and not both.items() & first.items()
     for names in ("two", "three"), ("one",), ("one", "two"):
@@ -135,7 +135,7 @@ def test_nan_features_raise_and_are_not_cached(fill, tmp_path):
     largest = keras.ops.max(keras.ops.cast(images, "float32"), axis=(1, 2))
     infinite = largest[:, None] * float("inf")
     cache = FeatureCache(tmp_path / "nan", keras.Model(images, {"one": infinite - infinite}))
-    message = "^features are NaN for some images; try --precision float32$"
+    message = "^features are NaN for some images; try --precision float32, or "
     with pytest.raises(common.UserError, match=message):
         fill(cache)
     assert not list(cache.directory.rglob("*.npz"))
@@ -153,7 +153,7 @@ def test_extraction_resumes_from_partial_cache(fill, cache, data, capsys):
     partial.write_bytes(b"half")
     capsys.readouterr()
     fill(cache)
-    assert "extracting 40 images" in capsys.readouterr().out
+    assert "40 images, each processed once" in capsys.readouterr().out
     partial.unlink()
     assert cached_files(cache.directory) == complete
 
@@ -221,7 +221,7 @@ def test_truncated_file_is_recomputed_by_the_extraction(fill, cache, data, capsy
     path.write_bytes(path.read_bytes()[:-100])
     capsys.readouterr()
     fill(cache)
-    assert "extracting 20 images" in capsys.readouterr().out
+    assert "20 images, each processed once" in capsys.readouterr().out
     assert cached_files(cache.directory) == intact
 
 

@@ -91,7 +91,7 @@ def test_total_may_shrink(run_progress, monkeypatch, capsys):
 def test_run_prints_and_logs_progress(offline_runs):
     run = offline_runs["resnet50_fashion"]
     assert not set("\x1b\b") & set(run.out + run.err)
-    assert "Features: extracting 680 images" in run.out
+    assert "Features: 680 images, each processed once" in run.out
     assert "40 of 680 images" in run.out
     rows = [row for row in run.wandb.rows if "features/images" in row]
     # One row per complete file of 20 images: 140 training, 140 validation and 400 test images.

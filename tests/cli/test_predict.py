@@ -46,7 +46,7 @@ def test_unusable_files_are_skipped_with_a_message(trained, command_line, tmp_pa
     assert [line.split(":")[0].rsplit("/", 1)[-1] for line in lines[:-1]] == [
         *("b.png", "c.png", "d.png", "absent.jpg")
     ]
-    assert lines[-1] == "cnn_basic.py: error: 4 of 5 images were skipped"
+    assert lines[-1] == "cnn_basic.py: error: 4 of 5 images were skipped, as listed above"
     assert "Traceback" not in done.err and "notes.txt" not in done.err
 
 
@@ -69,7 +69,9 @@ def test_damaged_model_or_empty_directory_raises(trained, command_line, tmp_path
     (tmp_path / "empty").mkdir()
     done = command_line(cnn_basic, "--predict", tmp_path / "empty", "--output-dir", trained)
     assert done.code == 1
-    assert done.err.splitlines()[-1].endswith("empty contains no image files")
+    assert done.err.splitlines()[-1].endswith(
+        "empty contains no image files; give files, or a directory that contains some"
+    )
     outputs = tmp_path / "outputs" / "cnn_basic"
     shutil.copytree(trained, outputs)
     (outputs / "model.keras").write_bytes(b"damaged")

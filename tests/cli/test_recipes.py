@@ -68,5 +68,5 @@ def test_recipe_with_another_backbone_warns(capsys):
         parse_options(resnet50_fashion, *argv)
         assert capsys.readouterr().err == ""
     parse_options(resnet50_fashion, "--recipe", "fast", "--backbone", "mobilenetv2")
-    expected = "--recipe fast was tuned for resnet50; it is untested with mobilenetv2.\n"
+    expected = "WARNING: --recipe fast was chosen for resnet50; it is untested with mobilenetv2.\n"
     assert capsys.readouterr().err == expected

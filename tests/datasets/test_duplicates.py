@@ -10,8 +10,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)
 def test_duplicates_of_earlier_splits_are_counted(capsys):
     warn_about_duplicates(IMAGES[:5], IMAGES[4:7], IMAGES[[0, 6, 8]])
     assert capsys.readouterr().err == (
-        "Duplicate images: 1 of 3 validation images also occur in the training set; 2 of 3 test "
-        "images also occur in the training or validation set.\n"
+        "WARNING: duplicate images: 1 of 3 validation images also occur in the training set; 2 of "
+        "3 test images also occur in the training or validation set.\n"
     )
 
 

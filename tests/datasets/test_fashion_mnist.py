@@ -169,7 +169,7 @@ def test_fashion_mnist_has_built_in_class_names(fashion_mnist_dir, sample, tmp_p
         ),
         (b"a\nb\nc\n\ne\nf\ng\nh\ni\nj", ".*classes.txt: the name of class 3, '', is empty"),
         (b"a\nb\nc\na\ne\nf\ng\nh\ni\nj", ".*classes.txt: two classes have the name 'a'"),
-        (b"\xff\xfea", "--data-dir: .*classes.txt is not UTF-8"),
+        (b"\xff\xfea", "--data-dir: .*classes.txt is not in UTF-8"),
     ],
 )
 def test_invalid_classes_txt_raises(copy, content, message):

@@ -156,7 +156,9 @@ def test_split_directories_define_the_splits(image_dir, load, tmp_path, capsys):
     data = load(tmp_path)
     assert sorted(filenames(data.test)) == [f"{name}/Test.png" for name in COUNTS]
     assert count_by_class(data.validation) == [29 // 12, 1, 1]
-    assert capsys.readouterr().err == f"{tmp_path}: ignored: more, val\n"
+    assert (
+        capsys.readouterr().err == f"WARNING: {tmp_path}: ignored, because not a split: more, val\n"
+    )
     # Only train/: a sixth is held out for testing as well.
     shutil.rmtree(tmp_path / "Test")
     shutil.rmtree(tmp_path / "more")
@@ -170,7 +172,7 @@ def test_split_directories_without_classes_raise(image_dir, tmp_path):
         shutil.copytree(image_dir / "boots", tmp_path / split)
     with pytest.raises(
         common.UserError,
-        match=r"no train/ with one subdirectory per class; move the training images there$",
+        match=r"create train/ with one subdirectory of training images per class$",
     ):
         load_sample(tmp_path)
 
@@ -233,8 +235,8 @@ def test_duplicate_images_across_splits_are_counted(directory, load, capsys):
         (directory / "socks" / f"{i:04}.png").unlink()
     load(directory)
     assert capsys.readouterr().err == (
-        "Duplicate images: 1 of 4 validation images also occur in the training set; 1 of 8 test "
-        "images also occur in the training or validation set.\n"
+        "WARNING: duplicate images: 1 of 4 validation images also occur in the training set; 1 of "
+        "8 test images also occur in the training or validation set.\n"
     )
 
 

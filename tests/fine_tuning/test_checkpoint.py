@@ -162,6 +162,7 @@ COMPARED = {
     "image_size": 64,
     "precision": "float32",
     "features": "conv4",
+    "hidden_units": 64,
     "dropout": 0.1,
     "patience": 3,
     "fine_tune_blocks": 2,
@@ -183,22 +184,23 @@ def test_resume_with_another_option_raises_usage_error(unfinished, load_or_creat
     for option, value in COMPARED.items():
         with pytest.raises(common.UsageError) as error:
             load_or_create("--resume", f"--{option}={value}")
+        name = f"--{option.replace('_', '-')}"
         assert str(error.value) == (
-            f"--resume: options differ from the checkpoint in {unfinished.directory}: "
-            f"{option} ({before[option]}, now {value}); use the same options, or another "
-            "--output-dir to start over"
+            f"--resume: options differ from the checkpoint in {unfinished.directory}: {name} "
+            f"({before[option]}, now {value}); use the same options, or another --output-dir to "
+            "start over"
         )
 
 
 def test_resume_with_another_recipe_or_mirror_raises_usage_error(unfinished, load_or_create):
     with pytest.raises(
         common.UsageError,
-        match=r": mirror \(False, now True\)" + ADVICE,
+        match=r": --mirror \(False, now True\)" + ADVICE,
     ):
         load_or_create("--resume", "--mirror")
     with pytest.raises(
         common.UsageError,
-        match=r": dropout .*, features \(conv5, now conv4_3x3\), image_size \(None, now",
+        match=r": --dropout .*, --features \(conv5, now conv4_3x3\), --image-size \(None, now",
     ):
         load_or_create("--resume", "--recipe", "fast")
 
@@ -229,7 +231,7 @@ def test_options_missing_in_an_old_checkpoint_have_defaults(unfinished, load_or_
     assert load_or_create("--resume").epochs == unfinished.epochs
     with pytest.raises(
         common.UsageError,
-        match=r": dropout \(0.3, now 0.1\)" + ADVICE,
+        match=r": --dropout \(0.3, now 0.1\)" + ADVICE,
     ):
         load_or_create("--resume", "--dropout", 0.1)
 
@@ -237,19 +239,19 @@ def test_options_missing_in_an_old_checkpoint_have_defaults(unfinished, load_or_
 def test_resume_with_other_data_weights_or_precision_raises(unfinished, load_or_create, backbone):
     network = build_small_resnet(False, None, (64, 64, 3))
     for other, name in (
-        (architectures.Backbone("resnet50", network, network, "float32"), "weights_sha256"),
+        (architectures.Backbone("resnet50", network, network, "float32"), "--weights"),
         (
             architectures.Backbone("resnet50", backbone.model, backbone.model, "bfloat16"),
-            "computed_in",
+            "--precision",
         ),
     ):
-        with pytest.raises(common.UsageError, match=f": {name} "):
+        with pytest.raises(common.UsageError, match=f": {name}(;| )"):
             load_or_create("--resume", backbone=other)
     data = load_sample()
     data.sha256["train-images-idx3-ubyte"] = 64 * "0"
     with pytest.raises(
         common.UsageError,
-        match=r": data_sha256" + ADVICE,
+        match=r": the data \(--data-dir\)" + ADVICE,
     ):
         load_or_create("--resume", data=data)
 
@@ -267,7 +269,7 @@ def test_batch_size_may_change_only_before_the_first_epoch(load_or_create, model
     assert load_or_create("--resume", "--fine-tune-batch-size", 16) == resumed
     with pytest.raises(
         common.UsageError,
-        match=r": fine_tune_batch_size \(16, now 32\)" + ADVICE,
+        match=r": --fine-tune-batch-size \(16, now 32\)" + ADVICE,
     ):
         load_or_create("--resume")
 

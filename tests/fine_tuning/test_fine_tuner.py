@@ -173,7 +173,7 @@ def test_out_of_memory_can_be_resumed_with_smaller_batches(run, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(EpochLogger, "on_epoch_begin", run_out_of_memory)
         with pytest.raises(
-            common.UserError, match=r"^out of memory during fine-tuning; .*"
+            common.UserError, match=r"^out of memory \(stage: fine-tuning\); .*"
         ) as error:
             run()
     hint = "try a smaller --fine-tune-batch-size, then continue with --resume"
@@ -291,7 +291,9 @@ def test_too_many_blocks_raise_usage_error(command_line, small_resnet):
     argv = ("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64)
     done = command_line(resnet50_fashion, *argv, "--fine-tune-blocks", 7)
     assert done.code == 2
-    expected = "--fine-tune-blocks 7: with these features, at most 6 blocks can be fine-tuned"
+    expected = (
+        "--fine-tune-blocks 7: with the selected --features, at most 6 blocks can be fine-tuned"
+    )
     assert done.err == f"resnet50_fashion.py: error: {expected}\n"
 
 

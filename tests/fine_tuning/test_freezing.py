@@ -112,6 +112,6 @@ def test_from_end_with_too_many_blocks_raises_usage_error(names, blocks):
     assert FreezePoint.from_end(1, backbone, names).block == backbone.blocks[blocks - 1]
     with pytest.raises(
         common.UsageError,
-        match=f"^--fine-tune-blocks {blocks + 1}: with these features, at most {blocks} blocks can",
+        match=f"^--fine-tune-blocks {blocks + 1}: with these --features, at most {blocks} blocks",
     ):
         FreezePoint.from_end(blocks + 1, backbone, names)

@@ -57,7 +57,7 @@ def _run(script, argv, directory, environment, limit, patches):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     for patch in patches:
         patch(pytest.MonkeyPatch())
-    errors.is_own_process = lambda: True  # as if the process was started to run the script
+    errors.is_main_program = lambda: True  # as if the process was started to run the script
     sys.argv = [f"{script}.py", *map(str, argv)]
     module = importlib.import_module(script)
     command_line.run_script(module.main, module.Options, module.__doc__)

@@ -61,7 +61,7 @@ def test_report_contains_each_part_of_the_metadata(page, metrics):
         ("Parameters", "parameters"),
         ("Time, in seconds", "seconds"),
         ("Memory", "memory"),
-        ("Computed with", "versions"),
+        ("Versions and hardware", "versions"),
     ):
         texts = page.texts_after(heading)
         for name, value in metrics[part].items():
@@ -83,8 +83,8 @@ def test_report_escapes_names_of_classes_data_and_options(tmp_path):
     evaluation = Evaluation(np.eye(2), np.arange(2), names)
     odd = names[0]
     rendered = Report(
-        model="cnn_basic",
-        data=odd,
+        model_name="cnn_basic",
+        data_name=odd,
         evaluations=SplitEvaluations(evaluation, evaluation, evaluation),
         best_epoch=1,
         comparison=Comparison([["model"], [odd], ["other"]], odd),

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import pytest
 import wandb
 from helpers.epochs import make_epoch
 from helpers.networks import build_small_resnet
-from helpers.scripts import Result, parse_options
+from helpers.scripts import ROOT, Result, parse_options
+from sklearn.metrics import log_loss
 
 import cnn_basic
 
@@ -40,17 +42,50 @@ def test_write_history_writes_a_row_per_epoch(tmp_path):
         assert {k: float(v) for k, v in row.items()} == dataclasses.asdict(expected)
 
 
-def test_write_predictions_writes_a_row_per_test_image(tmp_path, sample):
+def test_write_predictions_writes_a_row_per_image(tmp_path, sample):
     rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.ones(10), 400).astype("float32")
+    probabilities = rng.dirichlet(np.full(10, 0.1), 400).astype("float32")
     evaluation = Evaluation(probabilities, sample.test.labels, sample.class_names)
-    results.write_predictions(tmp_path, sample.test, evaluation)
-    written = read_rows(tmp_path / "predictions.csv")
+    results.write_predictions(path := tmp_path / "predictions.csv", sample.test, evaluation)
+    written = read_rows(path)
     assert [int(row["index"]) for row in written] == sample.test.indices.tolist()
     assert [int(row["label"]) for row in written] == sample.test.labels.tolist()
     assert [int(row["predicted"]) for row in written] == probabilities.argmax(1).tolist()
-    confidence = np.array([row["confidence"] for row in written]).astype("float32")
-    np.testing.assert_array_equal(confidence, probabilities.max(1))
+    names = ["confidence", *(f"p({name})" for name in sample.class_names)]
+    assert list(written[0]) == ["index", "label", "predicted", *names]
+    values = np.array([[float(row[name]) for name in names] for row in written])
+    # Four significant digits.
+    np.testing.assert_allclose(values[:, 0], probabilities.max(axis=1), rtol=6e-4)
+    np.testing.assert_allclose(values[:, 1:], probabilities, rtol=6e-4)
+    assert max(len(row["p(Coat)"]) for row in written) <= len("1.234e-05")
+
+
+def test_write_predictions_writes_file_names_last_and_labels_of_the_data_set(tmp_path, sample):
+    names = tuple(f'a "b", c/{i}.png' for i in range(400))
+    split = dataclasses.replace(sample.test, filenames=names)
+    evaluation = Evaluation(np.eye(10)[split.labels], split.labels, sample.class_names)
+    results.write_predictions(path := tmp_path / "x.csv", split, evaluation, first_label=1)
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header[-1] == "file" and len(header) == 15
+    assert [row[-1] for row in rows] == [split.image_name(i) for i in range(400)]
+    labels = (split.labels + 1).tolist()
+    assert [(int(row[1]), int(row[2])) for row in rows] == list(zip(labels, labels, strict=True))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_documented_code_reads_probabilities_and_labels(split, offline_run):
+    docs = (ROOT / "docs" / "outputs.md").read_text()
+    (code,) = re.findall(r"^```python\n(.+?)^```$", docs, re.MULTILINE | re.DOTALL)
+    name = "predictions.csv" if split == "test" else "validation_predictions.csv"
+    documented = "outputs/cnn_basic/validation_predictions.csv"
+    assert documented in code
+    names = {}
+    exec(code.replace(documented, str(offline_run.result.directory / name)), names)
+    labels, probabilities = names["labels"], names["probabilities"]
+    expected = offline_run.result.metrics[split]
+    assert np.mean(probabilities.argmax(axis=1) == labels) == expected["accuracy"]
+    assert log_loss(labels, probabilities) == pytest.approx(expected["loss"], rel=1e-3)
 
 
 @pytest.fixture
@@ -138,7 +173,7 @@ def test_save_with_wandb_error_keeps_the_results(save, output, monkeypatch):
 def test_summary_prints_accuracy_and_checks_required_accuracy(save, output, open_run, capsys):
     summary = save()
     capsys.readouterr()
-    summary.print_and_check()
+    summary.print_and_check_accuracy()
     out = capsys.readouterr().out
     low, high = json.loads((output / "metrics.json").read_text())["test"]["interval95"]
     assert f"1,760       50.0%  50.0% ({low:.1%} to {high:.1%})" in out
@@ -146,11 +181,11 @@ def test_summary_prints_accuracy_and_checks_required_accuracy(save, output, open
 
     argv = ("--output-dir", output, "--require-accuracy")
     open_run.options = parse_options(cnn_basic, *argv, 0.5)
-    summary.print_and_check()
+    summary.print_and_check_accuracy()
     assert capsys.readouterr().out == out
     open_run.options = parse_options(cnn_basic, *argv, 0.51)
     with pytest.raises(UserError, match=r"^validation accuracy 0.5000 is below the required 0.51$"):
-        summary.print_and_check()
+        summary.print_and_check_accuracy()
     assert capsys.readouterr().out == out
 
 

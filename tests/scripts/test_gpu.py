@@ -95,7 +95,7 @@ def test_out_of_memory_raises_and_can_be_resumed(tmp_path):
     done = run(tmp_path, "resnet50_fashion.py", *argv, "--fine-tune-batch-size", 1600)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("resnet50_fashion.py: error: out of memory during fine-tuning; ")
+    assert line.startswith("resnet50_fashion.py: error: out of memory (stage: fine-tuning); ")
     assert line.endswith("--fine-tune-batch-size, then continue with --resume")
     done = run(tmp_path, "resnet50_fashion.py", *argv, "--fine-tune-batch-size", 8, "--resume")
     assert done.returncode == 0, done.stderr

@@ -214,7 +214,7 @@ def test_images_too_large_for_the_memory_raise(command_line, small_resnet, tmp_p
     """125 images would take 5 TB."""
     argv = (*FAST, "--image-size", 100_000, "--cache-dir", tmp_path, "--wandb", "disabled")
     done = command_line(resnet50_fashion, *argv)
-    expected = "out of memory during extraction; try a smaller --image-size"
+    expected = "out of memory (stage: extraction); try a smaller --image-size"
     assert done.code == 1
     assert done.err == f"resnet50_fashion.py: error: {expected}\n"
 
@@ -285,7 +285,7 @@ def test_metrics_do_not_depend_on_the_cache(run, default_run, tmp_path, capsys):
     assert cached.metrics["extraction"]["images_per_second"] is None
     assert cached.deterministic_metrics() == expected
     added = run("--cache-dir", first)
-    assert "extracting 80 images" in capsys.readouterr().out
+    assert "80 images, each processed once" in capsys.readouterr().out
     assert added.deterministic_metrics() == conv5.deterministic_metrics() != expected
     files = [
         {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*.npz")}
@@ -299,8 +299,8 @@ def test_mirror_adds_flipped_images_and_averages_predictions(run, sample, tmp_pa
     result = run(*argv, "--image-size", 64, "--batch-size", 20)
     out = capsys.readouterr().out
     assert (
-        "Features: extracting 80 images" in out
-        and "Flipped-image features: extracting 80 images" in out
+        "Features: 80 images, each processed once" in out
+        and "Flipped-image features: 80 images, each processed once" in out
     )
     assert "\n4/4 - " in out  # 40 images and 40 flipped images in steps of 20
     images = sample.test.images[:20]
@@ -455,11 +455,11 @@ MINIMAL = ("--data-dir", SAMPLE, "--weights", "none")
         ((*MINIMAL, "--image-size", "31"), "--image-size 31: Input size must be at least 32"),
         (
             (*MINIMAL, "--image-size", 32, "--fine-tune-blocks", "17"),
-            "--fine-tune-blocks 17: with these features, at most 16 blocks",
+            "--fine-tune-blocks 17: with these --features, at most 16 blocks",
         ),
         (
             (*MINIMAL, "--image-size", 32, "--features", "conv4", "--fine-tune-blocks", "14"),
-            "--fine-tune-blocks 14: with these features, at most 13 blocks",
+            "--fine-tune-blocks 14: with these --features, at most 13 blocks",
         ),
     ],
 )

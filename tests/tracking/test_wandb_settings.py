@@ -92,7 +92,7 @@ def test_time_limit_and_silence_of_the_user_hold(configure):
     configure(WANDB_INIT_TIMEOUT="33", WANDB_SILENT="false")
     configured = wandb_settings.read_settings()
     values = {"init_timeout": 8, "silent": True, "quiet": True}
-    changed = wandb_settings.override_unless_set(configured, **values)
+    changed = wandb_settings.settings_unless_set(configured, **values)
     assert changed.model_fields_set >= {"quiet"}
     assert not changed.model_fields_set & {"init_timeout", "silent"}
 
