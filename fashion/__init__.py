@@ -6,6 +6,7 @@ only side effects of an import.
 """
 
 import contextlib
+import faulthandler
 import os
 import sys
 import tempfile
@@ -31,18 +32,23 @@ HIDDEN_VARIABLES = (
     "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
     "TF2_BEHAVIOR",  # Keras 3 needs TensorFlow 2's
 )
-# Paths whose "~" not every library expands; a directory of that name would be created instead.
+# Paths whose "~" not every library expands, besides WANDB_…; a directory of that name would be
+# created instead.
 PATH_VARIABLES = (
     *("KERAS_HOME", "MATPLOTLIBRC", "MPLCONFIGDIR", "NETRC", "TMPDIR"),
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
-    *("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"),
-    *("WANDB_CREDENTIALS_FILE", "WANDB_IDENTITY_TOKEN_FILE"),
 )
-for _name in PATH_VARIABLES:
-    if os.environ.get(_name, "").startswith("~"):
-        os.environ[_name] = os.path.expanduser(os.environ[_name])
-if os.environ.get("KERAS_HOME") == "":
-    del os.environ["KERAS_HOME"]  # Keras would use the working directory
+if os.path.expanduser("~") == "~":  # a user without home directory, as in some containers
+    with contextlib.suppress(OSError):  # there may be no temporary directory either
+        os.environ["HOME"] = os.path.join(tempfile.gettempdir(), f"home-{os.getuid()}")
+for _name, _value in list(os.environ.items()):
+    _is_wandb = _name.startswith("WANDB_")
+    if _value.startswith("~") and (_is_wandb or _name in PATH_VARIABLES):
+        os.environ[_name] = os.path.expanduser(_value)
+    # An empty variable means that it is not set. W&B would reject it, and Keras use the working
+    # directory.
+    if not _value and (_is_wandb or _name == "KERAS_HOME"):
+        del os.environ[_name]
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # overrides keras.json
 os.environ.setdefault(
@@ -68,9 +74,15 @@ def _suppress_stderr() -> Iterator[None]:
     twice. No setting silences them, and they bypass `sys.stderr` by writing to the file descriptor.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as captured:
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError:  # no writable temporary directory; what is written is lost
+        file = open(os.devnull, "w+b")  # noqa: SIM115
+    with file as captured:
         stderr = os.dup(2)
         os.dup2(captured.fileno(), 2)
+        # If a library aborts, as on a processor that is too old, say at least where.
+        faulthandler.enable(stderr)
         try:
             yield
         except KeyboardInterrupt:
@@ -80,6 +92,7 @@ def _suppress_stderr() -> Iterator[None]:
             os.write(stderr, captured.read())
             raise
         finally:
+            faulthandler.disable()
             os.dup2(stderr, 2)
             os.close(stderr)
 

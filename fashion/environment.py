@@ -61,8 +61,10 @@ def git_commit(root: Path = ROOT) -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments, "--", *PROJECT_FILES]
+        # In a hook of another repository, git's variables name that repository.
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
         return subprocess.check_output(
-            command, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=10
+            command, cwd=root, env=variables, stderr=subprocess.DEVNULL, text=True, timeout=10
         )
 
     with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-# Set when a library thread may block forever; interpreter shutdown would then hang as well.
+# Set when a library thread may block forever, or when a library has failed; the interpreter's
+# shutdown would then hang, or fail, as well.
 library_thread_hangs = threading.Event()
 
 
@@ -31,12 +32,23 @@ class UsageError(UserError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a job scheduler sends before it kills a job; handled like Ctrl-C."""
+    """A signal that asks the process to end; handled like Ctrl-C.
+
+    SIGTERM is sent by job schedulers before they kill a job, SIGHUP when a terminal is closed.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        """Record which signal it was."""
+        super().__init__()
+        self.exit_code = 128 + signal_number
 
 
-def _handle_sigterm(*_args: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
-    raise Terminated
+SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+def _handle_signal(signal_number: int, _frame: object) -> NoReturn:
+    signal.signal(signal_number, signal.SIG_IGN)  # `timeout` sends it twice
+    raise Terminated(signal_number)
 
 
 def exit_process(code: int, immediately: bool = False) -> NoReturn:
@@ -67,15 +79,15 @@ def is_main_program() -> bool:
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call `main`, print errors in a line or two, and exit the process.
 
-    Exit codes: 0 for success, 1 or 2 for an error, 130 for Ctrl-C, 143 for SIGTERM, and 141 (a
-    shell's code for SIGPIPE) if the reader of the output is gone, as after `| head`.
+    Exit codes: 0 for success, 1 or 2 for an error, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP,
+    and 141 (a shell's code for SIGPIPE) if the reader of the output is gone, as after `| head`.
     """
     script_name = Path(sys.argv[0]).name
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals without "…" or "×"
     try:
-        with _handling_sigterm():
+        with _handling_signals():
             try:
                 main()
             finally:
@@ -93,28 +105,31 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         exit_process(1)
     except KeyboardInterrupt as error:
         warnings.simplefilter("ignore")  # asyncio's, about coroutines that wandb did not await
-        is_terminated = isinstance(error, Terminated)
-        print(
-            f"\n{script_name}: {'terminated' if is_terminated else 'interrupted'}", file=sys.stderr
-        )
+        terminated = isinstance(error, Terminated)
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            what = "terminated" if terminated else "interrupted"
+            print(f"\n{script_name}: {what}", file=sys.stderr)
         # A TensorFlow thread may be in the middle of an epoch, and interpreter shutdown may crash.
-        exit_process(143 if is_terminated else 130, immediately=True)
+        exit_process(error.exit_code if isinstance(error, Terminated) else 130, immediately=True)
 
 
 @contextlib.contextmanager
-def _handling_sigterm() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM inside the block, unless the process handles it already."""
+def _handling_signals() -> Iterator[None]:
+    """Raise `Terminated` on `SIGNALS` inside the block, unless the process handles or ignores them.
+
+    `nohup`, for example, ignores SIGHUP.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _handle_sigterm)
+    unhandled = [s for s in SIGNALS if in_main_thread and signal.getsignal(s) == signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, _handle_signal)
     try:
         yield
     finally:
-        # After a SIGTERM, further ones are ignored until the process has ended.
-        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN or not is_main_program():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in unhandled:
+            # After a signal, further ones are ignored until the process has ended.
+            if signal.getsignal(number) != signal.SIG_IGN or not is_main_program():
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _discard_output() -> None:

@@ -75,6 +75,8 @@ def expand_user(text: str) -> str:
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty string")
+    if re.match(r"\w+://", text):
+        raise argparse.ArgumentTypeError(f"expected a local path, got the URL {text!r}")
     return Path(expand_user(text))
 
 
@@ -124,8 +126,10 @@ Flag = Annotated[bool, "a flag without a --no-… counterpart"]
 
 def default_cache_dir() -> Path:
     """Return `$XDG_CACHE_HOME/fashion-mnist-features`, by default below `~/.cache`."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(cache_home)) / "fashion-mnist-features"
+    cache_home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "")))
+    if not cache_home.is_absolute():  # to be ignored, according to the XDG specification
+        cache_home = Path(os.path.expanduser("~/.cache"))
+    return cache_home / "fashion-mnist-features"
 
 
 @dataclass(frozen=True, kw_only=True)

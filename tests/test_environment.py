@@ -71,6 +71,18 @@ def test_git_commit_is_that_of_the_tracked_scripts(git, tmp_path):
     assert environment.git_commit(root / "copy") is None
 
 
+def test_git_commit_ignores_variables_of_another_repository(git, tmp_path, monkeypatch):
+    """Git sets them in hooks and for aliases."""
+    root = tmp_path / "repository"
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    commit = environment.git_commit(root)
+    monkeypatch.undo()
+    assert commit == git("rev-parse", "HEAD")
+
+
 def test_git_commit_without_git_is_none(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment.git_commit() is None

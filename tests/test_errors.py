@@ -74,7 +74,7 @@ def main():
         signal.raise_signal(int(sys.argv[2]))
         time.sleep(60)
     finally:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(int(sys.argv[2]))
         print("closed")
 
 atexit.register(print, "interpreter shutdown, which may crash in TensorFlow")
@@ -85,12 +85,18 @@ errors.run_script(main)
 
 @pytest.mark.parametrize(
     ("signal_number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
 )
 def test_run_script_after_signal_cleans_up_and_skips_shutdown(signal_number, code, word):
     """`timeout` sends SIGTERM twice."""
     if signal_number == signal.SIGINT:
-        program = LOAD + INTERRUPTED.replace("signal.raise_signal(signal.SIGTERM)", "pass")
+        program = LOAD + INTERRUPTED.replace(
+            "finally:\n        signal.raise_signal(int(sys.argv[2]))", "finally:"
+        )
     else:
         program = LOAD + INTERRUPTED
     done = subprocess.run(
@@ -104,13 +110,15 @@ def test_run_script_after_signal_cleans_up_and_skips_shutdown(signal_number, cod
     assert done.stderr == f"\nscript.py: {word}\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *args: None])
-def test_run_script_keeps_an_existing_sigterm_handler(handler):
-    signal.signal(signal.SIGTERM, handler)
+def test_run_script_keeps_an_existing_handler(handler, number):
+    """`nohup` ignores SIGHUP."""
+    before = signal.signal(number, handler)
     with pytest.raises(SystemExit) as end:
-        errors.run_script(terminate_twice)
+        errors.run_script(lambda: signal.raise_signal(number))
     assert end.value.code == 0
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.signal(number, before) == handler
 
 
 def test_run_script_outside_main_thread_leaves_signals():

@@ -62,7 +62,8 @@ print(json.dumps(dict(os.environ)))
 def test_import_hides_unneeded_variables_and_expands_paths(tmp_path):
     """The values are invalid for the libraries that read them."""
     hidden = dict.fromkeys(fashion.HIDDEN_VARIABLES, "module://nonexistent")
-    paths = dict.fromkeys(fashion.PATH_VARIABLES, "~/some directory")
+    names = *fashion.PATH_VARIABLES, "WANDB_DIR", "WANDB_ROOT_DIR", "WANDB_CREDENTIALS_FILE"
+    paths = dict.fromkeys(names, "~/some directory")
     process = start_python(tmp_path, VARIABLES, **hidden, **paths)
     out, err = process.communicate()
     assert process.returncode == 0, err
@@ -72,6 +73,45 @@ def test_import_hides_unneeded_variables_and_expands_paths(tmp_path):
     for name in paths:
         assert environment[name] == f"{tmp_path}/some directory"
     assert not list(tmp_path.rglob("~*"))
+
+
+def test_empty_variables_count_as_unset(tmp_path):
+    empty = dict.fromkeys(("WANDB_MODE", "WANDB_DIR", "WANDB_TAGS", "KERAS_HOME"), "")
+    process = start_python(tmp_path, VARIABLES, **empty)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert not empty.keys() & json.loads(out).keys()
+
+
+NO_HOME = """
+import os
+import pwd
+import tempfile
+
+def fail(*args):
+    raise {error}
+
+{patched} = fail
+os.environ.pop("HOME")
+import fashion
+import keras
+print(os.path.expanduser("~"))
+"""
+
+
+def test_user_without_a_home_directory_gets_a_temporary_one(tmp_path):
+    """A user id that is in no user database, as with `docker run --user`."""
+    code = NO_HOME.format(error="KeyError", patched="pwd.getpwuid")
+    out, err = start_python(tmp_path, code, TMPDIR=str(tmp_path / "temporary")).communicate()
+    assert out.startswith("/") and "/home-" in out, err
+    assert not (tmp_path / "~").exists()
+
+
+def test_import_needs_no_temporary_directory(tmp_path):
+    code = NO_HOME.format(error="FileNotFoundError", patched="tempfile.TemporaryFile")
+    process = start_python(tmp_path, code)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
 
 
 FAILING = """

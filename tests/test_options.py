@@ -39,6 +39,7 @@ def test_config_returns_every_option_with_paths_as_strings():
         "weights": "some.h5",
         "image_size": 64,
         "features": "conv4",
+        "hidden_units": 64,
         "precision": "bfloat16",
         "dropout": 0.125,
         "patience": 11,
@@ -100,8 +101,9 @@ VALUES = {
     "--gpus": (["all", "0", "8"], ["some", "-1", "1.5"]),
     "--project": (["my-project_2"], ["", "a/b", "a\\b", "a#b", "a?b", "a%b", "a:b"]),
     "--wandb": (["auto", "online", "offline", "disabled"], ["maybe", ""]),
+    "--hidden-units": (["0", "512"], ["-1", "x"]),
     "--backbone": (["resnet50", "convnexttiny"], ["vgg16", ""]),
-    "--features": (["conv5", "conv4", "conv4_3x3", "conv4_4x4"], ["conv6", ""]),
+    "--features": (["conv5", "conv4_avg", "conv4", "conv4_3x3", "conv4_4x4"], ["conv6", ""]),
     "--recipe": (["published"], ["slow", ""]),
     "--precision": (["auto", "float32", "bfloat16", "float16"], ["float64"]),
     "--fine-tune-weight-decay": (["0", "0.05"], ["-0.1", "1", "x"]),
@@ -122,7 +124,7 @@ def test_option_accepts_valid_and_rejects_invalid_values(option, command_line):
         assert done.code == 2 and done.out == ""
         first, second = done.err.splitlines()
         assert first.startswith(f"resnet50_fashion.py: error: {option}: expected ")
-        assert first.endswith(f", got {value!r}")
+        assert first.endswith(f", got {value!r}" if value else (", got ''", "got an empty string"))
         assert second == "See resnet50_fashion.py --help."
 
 
@@ -169,3 +171,21 @@ def test_default_cache_dir_follows_xdg_cache_home(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert options.default_cache_dir() == tmp_path / ".cache" / "fashion-mnist-features"
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run"])
+def test_urls_are_no_paths(url, command_line):
+    done = command_line(cnn_basic, "--output-dir", url)
+    assert done.code == 2
+    assert f"--output-dir: expected a local path, got the URL '{url}'" in done.err
+
+
+def test_repeated_paths_add_up():
+    options = parse_options(cnn_basic, "--predict", "a.png", "b.png", "--predict=c.png")
+    assert [str(path) for path in options.prediction.predict] == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("value", ["", "relative", "~nobody-of-that-name/x"])
+def test_unusable_cache_home_is_ignored(value, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert options.default_cache_dir() == Path.home() / ".cache" / "fashion-mnist-features"

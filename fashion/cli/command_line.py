@@ -150,8 +150,8 @@ def _normalize_arg(arg: str, bool_flags: dict[str, bool]) -> list[str]:
     name = name.replace("_", "-")
     if equals and value in ("None", "null"):
         return []
-    if name in bool_flags and value.lower() in ("true", "false"):
-        if value.lower() == "true":
+    if name in bool_flags and value.lower() in ("true", "false", "1", "0"):
+        if value.lower() in ("true", "1"):
             return [name]
         return [f"--no-{name[2:]}"] if bool_flags[name] else []
     return [f"{name}{equals}{value}"]
@@ -167,11 +167,9 @@ def _argparse_kwargs(hint: Any) -> dict[str, Any]:
         arg_type = choice(typing.get_args(hint))
     else:
         arg_type = hint.__metadata__[0]
-    return {
-        "type": arg_type.parse,
-        "metavar": arg_type.metavar,
-        "nargs": "+" if arg_type.multiple else None,
-    }
+    kwargs = {"type": arg_type.parse, "metavar": arg_type.metavar}
+    # With "extend", the option may be repeated.
+    return kwargs | ({"nargs": "+", "action": "extend"} if arg_type.multiple else {})
 
 
 def _format_help(doc: str, default: object) -> str:

@@ -49,7 +49,7 @@ def predict_images(paths: Iterable[Path], options: Options) -> None:
             image = preprocess_image(original)
         except Exception as error:  # Pillow raises many types
             num_failed += 1
-            print(f"{path}: skipped: {error}", file=sys.stderr)
+            print(f"{replace_unprintable(str(path))}: skipped: {error}", file=sys.stderr)
             continue
         thumbnail = None
         if len(user_images) < MAX_PLOTTED:  # thousands would fill the memory

@@ -153,13 +153,15 @@ def validate_class_names(names: Iterable[str], origin: object) -> tuple[str, ...
     if len(names) < 2:
         found = f"only {names[0]!r} was found" if names else "none was found"
         raise UserError(f"{origin}: at least 2 classes are needed, but {found}")
+    seen = set()
     for i, name in enumerate(names):
         if not name.strip() or not name.isprintable():
             raise UserError(
                 f"{origin}: the name of class {i}, {name!r}, is empty or unprintable; rename it"
             )
-        if name in names[:i]:
+        if name in seen:
             raise UserError(f"{origin}: two classes have the name {name!r}; rename one")
+        seen.add(name)
     if len(json.dumps(names)) > MAX_CLASS_NAMES_BYTES:
         raise UserError(f"{origin}: the {len(names)} class names are too long; shorten them")
     return names

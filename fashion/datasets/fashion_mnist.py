@@ -55,13 +55,19 @@ def _load_directory(directory: Path) -> RawDataset:
     """Load and verify the IDX files of `--data-dir`."""
     checksums, source = FASHION_MNIST_SHA256, f"{directory} (--data-dir)"
     try:
-        directory = idx_files.find_data_dir(directory) or directory
-        if (path := directory / "SHA256SUMS").exists():
+        if directory.exists() and not directory.is_dir():
+            raise DataFileError(f"{directory} is a file; expected a directory")
+        directory = idx_files.find_data_dir(root := directory) or directory
+        # Also beside a subdirectory `raw`.
+        path = next(
+            (p for p in (directory / "SHA256SUMS", root / "SHA256SUMS") if p.exists()), None
+        )
+        if path:
             checksums = idx_files.read_checksums(path)
             source = f"{directory} (--data-dir, verified by its SHA256SUMS)"
             if checksums.keys() != FASHION_MNIST_SHA256.keys():
                 raise DataFileError(f"{path} must list {', '.join(FASHION_MNIST_SHA256)}")
-        return _load_files(directory, checksums, source)
+        return _load_files(directory, checksums, source, root)
     except FileNotFoundError as error:
         hint = (
             ""
@@ -101,8 +107,10 @@ def _load_first_available() -> RawDataset:
     )
 
 
-def _load_files(directory: Path, checksums: dict[str, str], source: str) -> RawDataset:
-    """Load and verify the four files of a directory, each `NAME.gz` or `NAME`.
+def _load_files(
+    directory: Path, checksums: dict[str, str], source: str, root: Path | None = None
+) -> RawDataset:
+    """Load and verify the four files of a directory; `classes.txt` may be in `root` instead.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -120,7 +128,11 @@ def _load_files(directory: Path, checksums: dict[str, str], source: str) -> RawD
         idx_files.check_labels(arrays[i], len(arrays[i - 1]), f"{directory}: {paths[i].name}")
         for i in (1, 3)
     )
-    first_label, class_names = _load_class_names(directory, (train_labels, test_labels), checksums)
+    first_label, class_names = _load_class_names(
+        root if root and not (directory / "classes.txt").exists() else directory,
+        (train_labels, test_labels),
+        checksums,
+    )
     train_labels, test_labels = train_labels - first_label, test_labels - first_label
     warn_about_classes(class_names, {"training": train_labels, "test": test_labels})
     return RawDataset(

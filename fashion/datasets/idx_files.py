@@ -12,7 +12,8 @@ import numpy as np
 # Element types by their code in the header; all are big-endian.
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 # Directories below `--data-dir` in which other tools store the files, such as torchvision.
-SUBDIRS = ("", "raw", "FashionMNIST/raw", "MNIST/raw", "fashion-mnist")
+SUBDIRS = ("raw", "FashionMNIST/raw", "MNIST/raw", "*/raw", "fashion-mnist")
+MAX_LABEL = 9999  # larger ones are no classes, and would take gigabytes
 
 
 class DataFileError(Exception):
@@ -33,9 +34,12 @@ def find_file(directory: Path, name: str) -> Path:
         DataFileError: If there are several.
     """
     for path in directory / f"{name}.gz", directory / name:
-        if path.exists():
+        if path.is_file():
             return path
-    paths = [path for path in sorted(directory.glob("*")) if standard_name(path.name) == name]
+    paths = [path for path in _idx_files(directory) if standard_name(path.name) == name]
+    if not paths:  # each file in a directory of its name, as unpacked by 7-Zip and on Kaggle
+        subdirs = [path for path in sorted(directory.glob("*")) if standard_name(path.name) == name]
+        paths = [path for subdir in subdirs for path in _idx_files(subdir)]
     if len(paths) > 1:
         names = " and ".join(path.name for path in paths)
         raise DataFileError(f"{directory} contains {names}; keep one of them")
@@ -44,10 +48,17 @@ def find_file(directory: Path, name: str) -> Path:
     return paths[0]
 
 
+def _idx_files(directory: Path) -> list[Path]:
+    """Return the files of a directory that are named like IDX files."""
+    paths = sorted(directory.glob("*"))
+    return [path for path in paths if path.is_file() and standard_name(path.name)]
+
+
 def standard_name(filename: str) -> str | None:
     """Return the standard name of a variant, such as "t10k-labels-idx1-ubyte"; None for others."""
     pattern = r"(?:.*[-_.])?(train|t10k|test)[-_.](images|labels)(?:[-_.]idx[13][-_.]ubyte)(\.gz)?"
-    if not (match := re.fullmatch(pattern, filename, re.IGNORECASE)):
+    match = re.fullmatch(pattern, filename, re.IGNORECASE)
+    if not match or filename.startswith("."):  # such as macOS's "._train-images-idx3-ubyte"
         return None
     split, kind, _ = (part and part.lower() for part in match.groups())
     split = "train" if split == "train" else "t10k"
@@ -56,9 +67,10 @@ def standard_name(filename: str) -> str | None:
 
 def find_data_dir(directory: Path) -> Path | None:
     """Return `directory`, or its subdirectory, that contains IDX files; None if none does."""
-    for subdir in SUBDIRS:
-        if any(standard_name(path.name) for path in (directory / subdir).glob("*")):
-            return directory / subdir
+    subdirs = [path for pattern in SUBDIRS for path in sorted(directory.glob(pattern))]
+    for path in directory, *subdirs:
+        if any(standard_name(child.name) for child in path.glob("*")):
+            return path
     return None
 
 
@@ -67,11 +79,18 @@ def read_checksums(path: Path) -> dict[str, str]:
 
     Each line contains a digest and a file name, in any order, as `sha256sum`, `sha256sum --tag` and
     PowerShell's `Get-FileHash` write them.
+
+    Raises:
+        DataFileError: If the file is not text.
     """
     content = path.read_bytes()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     checksums = {}
-    for line in content.decode(encoding).splitlines():
+    try:
+        lines = content.decode(encoding).splitlines()
+    except UnicodeDecodeError:
+        raise DataFileError(f"{path} is not in UTF-8; save it as UTF-8") from None
+    for line in lines:
         digest = re.search(r"\b[0-9a-fA-F]{64}\b", line)
         names = [standard_name(word) for word in re.split(r"[\s*()/\\]+", line)]
         if digest and any(names):
@@ -141,4 +160,9 @@ def check_labels(labels: np.ndarray, num_images: int, origin: object) -> np.ndar
     integers = labels.astype("int32").ravel()
     if not np.array_equal(integers, labels.ravel()) or integers.min() < 0:
         raise DataFileError(f"{origin} contains labels that are not integers >= 0")
+    if integers.max() > MAX_LABEL:
+        raise DataFileError(
+            f"{origin} contains the label {integers.max()}; expected numbers of classes, at "
+            f"most {MAX_LABEL}"
+        )
     return integers

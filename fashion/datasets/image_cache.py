@@ -113,7 +113,7 @@ def load_images(directory: Path, class_dirs: Sequence[Path], cache: ImageCache) 
         except UserError:
             raise
         except Exception as error:  # Pillow raises many types
-            print(f"{path}: skipped: {error}", file=sys.stderr)
+            print(f"{replace_unprintable(str(path))}: skipped: {error}", file=sys.stderr)
             continue
         labels.append(label)
         filenames.append(replace_unprintable(path.relative_to(directory).as_posix()))

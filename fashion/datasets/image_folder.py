@@ -11,9 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fashion.datasets import idx_files
-from fashion.datasets.dataset import SPLIT_SEED, RawDataset, validate_class_names
+from fashion.datasets.dataset import (
+    SPLIT_SEED,
+    RawDataset,
+    validate_class_names,
+    warn_about_classes,
+)
 from fashion.datasets.duplicates import warn_about_duplicates
 from fashion.datasets.image_cache import ImageCache, LabeledImages, load_images
+from fashion.datasets.image_files import is_hidden, is_image_file
 from fashion.errors import UsageError, UserError
 
 import numpy as np
@@ -118,7 +124,22 @@ def _load_splits(
         UserError: If classes differ, or contain too few images.
     """
     class_dirs = {split: _list_subdirs(directory) for split, directory in split_dirs.items()}
+    if len(class_dirs["train"]) == 1:
+        raise UserError(
+            f"{split_dirs['train']}: expected one subdirectory of images per class, found only "
+            f"{next(iter(class_dirs['train']))!r}; give the directory that contains those of the "
+            "classes"
+        )
     class_names = validate_class_names(class_dirs["train"], split_dirs["train"])
+    warn_about_classes(class_names, {})
+    for directory in split_dirs.values():
+        if count := sum(
+            is_image_file(file) and not is_hidden(file) for file in directory.iterdir()
+        ):
+            print(
+                f"WARNING: {directory}: ignored {count} images that are in no class directory",
+                file=sys.stderr,
+            )
     for split, directory in split_dirs.items():
         if unmatched := set(class_names) ^ set(class_dirs[split]):
             both = f"{split_dirs['train'].name}/ and {directory.name}/"
@@ -146,12 +167,14 @@ def _list_subdirs(directory: Path) -> dict[str, Path]:
     """Return the visible subdirectories by name, sorted; {} if there is no such directory."""
     if not directory.is_dir():
         return {}
-    subdirs = sorted(path for path in directory.iterdir() if path.is_dir())
-    return {
-        unicodedata.normalize("NFC", path.name): path  # macOS decomposes umlauts
-        for path in subdirs
-        if not path.name.startswith(".") and path.name != "__MACOSX"
-    }
+    subdirs: dict[str, Path] = {}
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and not is_hidden(path):
+            name = unicodedata.normalize("NFC", path.name)  # macOS decomposes umlauts
+            if name in subdirs:
+                raise UserError(f"{directory}: two directories are named {name!r}; merge them")
+            subdirs[name] = path
+    return subdirs
 
 
 def _find_split_dirs(path: Path) -> dict[str, Path]:

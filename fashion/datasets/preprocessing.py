@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-PREPROCESSING_VERSION = 2  # raise it if the resulting pixels change: it keys the image cache
+PREPROCESSING_VERSION = 3  # raise it if the resulting pixels change: it keys the image cache
 IMAGE_SIZE = 28
 MAX_WORKING_SIZE = 1024  # pixels; more would only take time
 BACKGROUND_TOLERANCE = 0.05 * 255  # the authors trim edges that differ less from the background
@@ -22,14 +22,17 @@ def load_image(path: Path) -> Image.Image:
 
     Raises:
         OSError: If the file does not exist, or Pillow cannot read it.
-        Image.DecompressionBombWarning, Image.DecompressionBombError: If it has more pixels than
-            Pillow's limit, 89 million.
+        ValueError: If it has more pixels than Pillow's limit, 89 million.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on metadata, without the name of the file
         # Up to twice the limit, Pillow only warns, and even a small file can have that many pixels.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as file:
+        try:
+            file = Image.open(path)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise ValueError("it has more than 89 million pixels; make it smaller") from None
+        with file:
             file.load()
             try:
                 image = ImageOps.exif_transpose(file)
@@ -52,18 +55,18 @@ def load_image(path: Path) -> Image.Image:
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     """Scale gray values of any range, (height, width), to uint8.
 
-    Black is 0, or the smallest value if that is negative. White is 1 for fractions up to 1, else
-    the largest value of the smallest bit depth that fits: 8, 10, 12, 14, 16 or 32 bits.
+    Black is 0, or the smallest value if that is negative. White is 1 for fractions, some of which
+    may be slightly larger, else the largest value of the smallest bit depth that fits: 8, 10, 12,
+    14, 15, 16, 31 or 32 bits.
     """
     is_float = values.dtype.kind == "f"
     values = np.nan_to_num(values.astype("float64"), posinf=0, neginf=0)
     black, largest = min(float(values.min()), 0.0), float(values.max())
-    whites = (
-        *([1.0] if is_float else []),
-        *(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 32)),
-        largest,
-    )
-    white = next(white for white in whites if white >= largest)
+    if is_float and largest < 2:
+        white = 1.0
+    else:
+        whites = (*(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 31, 32)), largest)
+        white = next(white for white in whites if white >= largest)
     return ((values - black) * (255 / (white - black))).clip(0, 255).astype("uint8")
 
 

@@ -95,6 +95,11 @@ def save(run: Run, model: keras.Model, predictions: dict[str, Predictions]) -> S
                 # Log from `directory`: another trial of a sweep may write to `output_dir`.
                 log_fn = functools.partial(_log_to_wandb, directory, run, evaluations, analysis)
                 run.log(log_fn, size=sum(path.stat().st_size for path in directory.iterdir()))
+            except OSError as error:
+                raise UserError(
+                    f"W&B could not write its files: {error}; the results in {output_dir} are "
+                    "complete"
+                ) from None
             finally:  # W&B errors must not cost the results
                 for name in OUTPUT_FILES:
                     (directory / name).replace(output_dir / name)

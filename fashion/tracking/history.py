@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from fashion.errors import UserError
+from fashion.tracking.offline_fallback import tolerate_crash
 
 import keras
 import wandb
@@ -93,8 +94,9 @@ class EpochLogger(keras.callbacks.Callback):
         best = _best_epoch(epochs)
         # Sweeps can only maximize a logged metric, not the maximum of a logged metric.
         metrics = {f"epoch/{name}": value for name, value in asdict(epochs[-1]).items()}
-        wandb_run.log(metrics | {"best/val_accuracy": best.val_accuracy})
-        wandb_run.summary["best/epoch"] = best.epoch
+        with tolerate_crash():
+            wandb_run.log(metrics | {"best/val_accuracy": best.val_accuracy})
+            wandb_run.summary["best/epoch"] = best.epoch
 
 
 def _best_epoch(epochs: list[EpochMetrics]) -> EpochMetrics:

@@ -3,6 +3,7 @@
 Without deadlines, W&B may wait for its server for days.
 """
 
+import contextlib
 import http.client
 import secrets
 import ssl
@@ -10,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from fashion import errors
 
@@ -19,6 +20,17 @@ import wandb
 MAX_UNRESPONSIVE_SECONDS = 12  # that one process waits in total for an unresponsive server
 unresponsive_seconds = [0.0]  # waited so far
 LogFunction = Callable[[wandb.Run], wandb.Artifact | None]  # logs to a run; may return an artifact
+
+
+@contextlib.contextmanager
+def tolerate_crash() -> Iterator[None]:
+    """Continue without W&B if its process has ended, as by the kernel's out-of-memory killer."""
+    try:
+        yield
+    except ConnectionError as error:
+        if not errors.library_thread_hangs.is_set():
+            print(f"W&B: its process has ended ({error}); this run continues without it.")
+        errors.library_thread_hangs.set()  # W&B's exit hook would fail as well
 
 
 def log_with_offline_fallback(
@@ -43,7 +55,8 @@ def log_with_offline_fallback(
         `run`, or the offline run that replaces it.
     """
     if run.offline or run.disabled:
-        log_fn(run)
+        with tolerate_crash():
+            log_fn(run)
         return run
 
     def log_and_finish() -> None:
@@ -63,10 +76,7 @@ def log_with_offline_fallback(
         offline_run = _init_offline_copy(run)
     except Exception as error:  # in a sweep, W&B allows only one run per process
         reason = " ".join(str(error).split())
-        print(
-            f"W&B: could not create the offline copy ({reason}); the results in the output "
-            "directory are complete."
-        )
+        print(f"W&B: no offline copy ({reason}); the results in the output directory are complete.")
         return run
     for function in (*replay, log_fn):
         function(offline_run)
@@ -91,7 +101,8 @@ def _init_offline_copy(run: wandb.Run) -> wandb.Run:
 def finish(run: wandb.Run, exit_code: int | None) -> None:
     """Finish a run; wait at most 10 s for the server if it is online."""
     if run.offline or run.disabled:
-        run.finish(exit_code)
+        with tolerate_crash():
+            run.finish(exit_code)
     elif not run_with_deadline(lambda: run.finish(exit_code), run.settings.base_url, limit=10):
         print(
             f"W&B: {run.settings.base_url} did not accept all data of this run; "
@@ -140,7 +151,7 @@ def run_with_deadline(function: Callable[[], object], url: str, limit: float) ->
         if thread.is_alive():
             errors.library_thread_hangs.set()
     # `Artifact.wait` raises a ValueError.
-    if raised and not isinstance(raised[0], wandb.Error | ValueError):
+    if raised and not isinstance(raised[0], wandb.Error | ValueError | ConnectionError):
         raise raised[0]
     return not raised and not thread.is_alive()
 
@@ -150,11 +161,17 @@ def server_responds(url: str) -> bool:
     request = urllib.request.Request(
         f"{url}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"}
     )
+    settings = wandb.setup().settings
+    configured = {"http": settings.http_proxy, "https": settings.https_proxy}
+    proxies = urllib.request.getproxies() | {k: v for k, v in configured.items() if v}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
     try:
-        urllib.request.urlopen(request, timeout=2).close()
+        opener.open(request, timeout=2).close()
     except urllib.error.HTTPError as error:
         return error.code < 500
     except urllib.error.URLError as error:
+        if "unknown url type" in str(error.reason):  # a SOCKS proxy, which W&B may support
+            return True
         return isinstance(error.reason, ssl.SSLError)  # it responds, and W&B may trust it
     except (OSError, http.client.HTTPException):
         return False

@@ -1,6 +1,7 @@
 """The W&B session: online or offline mode, code and data artifacts, hints on offline runs."""
 
 import contextlib
+import glob
 import netrc
 import os
 import re
@@ -45,17 +46,22 @@ def init_run(mode: str, **defaults: Any) -> wandb.Run:
         try:
             return wandb.init(mode="disabled", **defaults)
         except Exception:  # an invalid setting, which does not matter
+            if not wandb.run:
+                wandb.teardown()  # it may have read the settings already
             with wandb_settings.hide_settings():
                 return wandb.init(mode="disabled", **defaults)
     configured = wandb_settings.read_settings()
     # The settings' mode is "online" unless WANDB_MODE or `wandb offline` sets another one.
     resolved: Any = configured.mode if mode == "auto" else mode
+    resolved = "online" if resolved == "run" else resolved  # W&B's old name
     if resolved == "disabled":
         return wandb.init(mode="disabled", **defaults)
     _check_arguments_are_encodable()
     try:
         return _init_enabled_run(resolved, mode, configured, defaults)
-    except (ValueError, wandb.errors.UsageError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of several classes: pydantic's, W&B's, those of its YAML files
         raise wandb_settings.invalid_settings_error(error) from None
 
 
@@ -64,6 +70,8 @@ def _init_enabled_run(
 ) -> wandb.Run:
     """Start an online or offline run; arguments as in `init_run`."""
     init_kwargs = wandb_settings.merge(configured, **defaults)
+    if wandb.run:  # of the program that called `main`; W&B would continue and finish it
+        init_kwargs["reinit"] = "create_new"
     silent_settings = wandb_settings.settings_unless_set(configured, silent=True)
     if resolved == "online" and not _has_credentials(configured.base_url):
         resolved = "offline"
@@ -162,7 +170,8 @@ def offline_run_hints(wandb_run: wandb.Run) -> list[str]:
         return []
     directory = Path(wandb_run.dir).parent
     # A resumed run has one directory per process; their names start with the time.
-    paths = sorted(directory.parent.glob(f"offline-run-*-{wandb_run.id}")) or [directory]
+    pattern = f"offline-run-{15 * '?'}-{glob.escape(wandb_run.id)}"
+    paths = sorted(directory.parent.glob(pattern)) or [directory]
     viewer = offline_viewer_command(wandb.__version__)
     commands = {
         "View the run:": viewer and f"{viewer} {_quote(paths[-1])}",

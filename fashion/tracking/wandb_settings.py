@@ -28,13 +28,13 @@ def hide_settings() -> Iterator[None]:
     Even then, W&B checks all settings, and raises an error if one is invalid.
     """
     variables = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith("WANDB_")}
-    empty = os.path.join(tempfile.gettempdir(), "no-wandb-settings")  # does not exist
-    replacements = {"WANDB_DIR": empty, "WANDB_CONFIG_DIR": empty}
-    os.environ |= replacements
     try:
-        yield
+        # W&B also reads config-defaults.yaml in the working directory.
+        with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+            os.environ |= {"WANDB_DIR": empty, "WANDB_CONFIG_DIR": empty}
+            yield
     finally:
-        for name in replacements:
+        for name in "WANDB_DIR", "WANDB_CONFIG_DIR":
             os.environ.pop(name, None)
         os.environ |= variables
 
@@ -53,7 +53,9 @@ def read_settings() -> wandb.Settings:
         name = ".wandb" if os.path.exists(os.path.join(root, ".wandb")) else "wandb"
         os.environ.setdefault("WANDB_DATA_DIR", os.path.abspath(os.path.join(root, name)))
     try:
-        return wandb.setup().settings
+        settings = wandb.setup().settings
+        _ = settings.wandb_dir  # computed from the variables
+        return settings
     except Exception as error:  # of several classes: pydantic's, configparser's, W&B's own
         raise invalid_settings_error(error) from None
 

@@ -28,8 +28,8 @@ ERRORS = {
     "--gpus some": "--gpus: expected \"all\" or an integer >= 0, got 'some'",
     "--backbone vgg16": "--backbone: expected one of resnet50, efficientnetb0, efficientnetv2b0, "
     "inceptionv3, mobilenetv2, convnexttiny, got 'vgg16'",
-    "--features conv6": "--features: expected one of conv5, conv4, conv4_3x3, conv4_4x4, "
-    "got 'conv6'",
+    "--features conv6": "--features: expected one of conv5, conv4_avg, conv4, conv4_3x3, "
+    "conv4_4x4, got 'conv6'",
     "--precision float64": "--precision: expected one of auto, float32, bfloat16, float16, "
     "got 'float64'",
     "--resume": "--resume: only fine-tuning can be resumed; give --fine-tune-blocks",
@@ -39,8 +39,8 @@ ERRORS = {
     "--epochs": None,
     "--epoch 3": None,  # no abbreviations
     "--no-resume": None,
-    "--resume=1": None,
-    "--mirror=1": None,
+    "--resume=2": None,
+    "--mirror=2": None,
     "stray": None,
 }
 
@@ -94,6 +94,8 @@ def test_parse_args_uses_the_given_defaults():
 def test_boolean_option_accepts_the_spelling_of_a_sweep():
     for argv, expected in (
         (("--mirror=True",), True),
+        (("--mirror=1",), True),
+        (("--mirror=0",), False),
         (("--recipe=best", "--mirror=False"), False),
         (("--recipe", "best"), True),
     ):

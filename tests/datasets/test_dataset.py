@@ -123,7 +123,7 @@ def test_class_names_are_the_published_ones():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a"], "here: at least 2 classes are needed, only 'a' was found"),
+        (["a"], "here: at least 2 classes are needed, but only 'a' was found"),
         (["a", " "], "here: the name of class 1, ' ', is empty or unprintable"),
         (["a\tb", "c"], r"here: the name of class 0, 'a\\tb', is empty or unprintable"),
         (["a", "\udcff"], r"here: the name of class 1, '\\udcff', is empty or unprintable"),

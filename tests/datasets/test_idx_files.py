@@ -82,6 +82,58 @@ def test_directories_of_other_tools_are_found(subdir, arrays, tmp_path):
     check(load(tmp_path), arrays)
 
 
+def test_each_file_in_a_directory_of_its_name_is_found(arrays, tmp_path):
+    """As 7-Zip unpacks them; the archive of MNIST on Kaggle has both layouts."""
+    write(tmp_path / "files", arrays)
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        (tmp_path / "files" / name).rename(tmp_path / name / name)
+    (tmp_path / "files" / "SHA256SUMS").rename(tmp_path / "SHA256SUMS")
+    check(load(tmp_path), arrays)
+    dotted = [name.replace("-idx", ".idx") for name in NAMES]
+    write(tmp_path, arrays, dotted)
+    check(load(tmp_path), arrays)
+
+
+def test_hidden_files_are_skipped(arrays, tmp_path):
+    names = [name.replace("-idx", ".idx") for name in NAMES]
+    write(tmp_path, arrays, names)
+    for name in names:
+        (tmp_path / f"._{name}").write_bytes(b"AppleDouble")
+    with open(tmp_path / "SHA256SUMS", "a") as file:
+        file.write(f"{64 * '0'}  ./._{names[0]}\n")
+    check(load(tmp_path), arrays)
+
+
+def test_checksums_and_class_names_may_be_beside_the_subdirectory(arrays, tmp_path):
+    write(tmp_path / "raw", arrays)
+    (tmp_path / "raw" / "SHA256SUMS").rename(tmp_path / "SHA256SUMS")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    data = load(tmp_path)
+    check(data, arrays)
+    assert data.class_names == ("a", "b", "c")
+
+
+def test_data_dir_that_is_a_file_raises(tmp_path):
+    (tmp_path / "data.npz").touch()
+    with pytest.raises(UserError, match=r"^--data-dir: .*\.npz is a file; expected a directory$"):
+        load(tmp_path / "data.npz")
+
+
+def test_checksum_file_in_another_encoding_raises(arrays, tmp_path):
+    write(tmp_path, arrays)
+    (tmp_path / "SHA256SUMS").write_bytes("Prüfsummen".encode("latin-1"))
+    with pytest.raises(UserError, match=r"^--data-dir: .*SHA256SUMS is not in UTF-8; save it as"):
+        load(tmp_path)
+
+
+def test_too_large_labels_raise(arrays, tmp_path):
+    arrays[1] = arrays[1].astype("int32")
+    arrays[1][3] = 2**31 - 1
+    with pytest.raises(UserError, match="contains the label 2147483647; expected numbers of cl"):
+        load(write(tmp_path, arrays))
+
+
 def test_several_files_for_one_name_raise(arrays, tmp_path):
     write(tmp_path, arrays, [name.replace("-idx", ".idx") for name in NAMES])
     (tmp_path / "my-train-images-idx3-ubyte").touch()

@@ -1,5 +1,7 @@
 """Which files in a directory are images."""
 
+import os
+
 from fashion.datasets.image_files import find_image_files, is_image_file, with_progress
 
 import pytest
@@ -28,18 +30,23 @@ def test_image_files_are_those_that_pillow_opens(name, expected, tmp_path):
 def test_directories_are_searched_and_hidden_files_skipped(tmp_path, capsys):
     touch(tmp_path, "b.png", "a.JPG", "more/c.png", "more/deep/d.png", "album.png/e.png")
     touch(tmp_path, "._a.JPG", ".DS_Store", ".hidden/f.png", "__MACOSX/g.png", "more/._c.png")
+    touch(tmp_path, "Thumbs.db", "more/desktop.ini", "more/@eaDir/c.png/SYNOPHOTO_THUMB_M.jpg")
     names = [path.relative_to(tmp_path).as_posix() for path in find_image_files(tmp_path)]
     assert names == ["a.JPG", "album.png/e.png", "b.png", "more/c.png", "more/deep/d.png"]
     assert capsys.readouterr().err == ""
 
 
 def test_other_files_are_counted_by_kind(tmp_path, capsys):
-    touch(tmp_path, "a.png", "1.heic", "more/2.HEIC", "manual.pdf", "notes")
+    touch(tmp_path, "a.png", "1.heic", "more/2.HEIC", "manual.pdf", "notes", "frame.001", "f.2")
     assert len(find_image_files(tmp_path)) == 1
-    advice = "if these are images, convert them to JPEG or PNG"
+    advice = "if these are images, give them their extension, or convert them to JPEG or PNG"
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}: skipped {files} of a kind that Pillow cannot open, {kind}; {advice}"
-        for kind, files in ((".heic", "2 files"), (".pdf", "1 file"), ("notes", "1 file"))
+        for kind, files in (
+            (".heic", "2 files"),
+            (".pdf", "1 file"),
+            ("without an extension", "3 files"),
+        )
     ]
 
 
@@ -53,6 +60,27 @@ def test_links_are_followed_and_loops_cut(tmp_path):
     (directory / "file.png").symlink_to(elsewhere / "b.png")
     names = [path.relative_to(directory).as_posix() for path in find_image_files(directory)]
     assert names == ["a.png", "disk/b.png", "disk/more/c.png", "file.png"]
+
+
+def test_each_directory_is_read_once_and_never_one_above(tmp_path):
+    """The number of paths without a loop grows like a factorial."""
+    directories = [tmp_path / "images" / str(i) for i in range(12)]
+    for directory in directories:
+        touch(directory, "a.png")
+        for other in directories:
+            if other != directory:
+                (directory / f"to-{other.name}").symlink_to(other)
+    (directories[0] / "up").symlink_to(tmp_path)
+    found = find_image_files(tmp_path / "images")
+    assert len({path.resolve() for path in found}) == len(found) == 12
+    (directories[0] / "to-1").unlink()
+    assert (directories[0] / "a.png") in find_image_files(directories[0])
+
+
+def test_pipes_are_skipped(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert find_image_files(tmp_path) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_with_progress_yields_the_items_and_prints_lines(monkeypatch, capsys):

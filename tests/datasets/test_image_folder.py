@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import unicodedata
 
 from fashion.datasets import image_folder, preprocessing
 from fashion.datasets.dataset import CLASS_NAMES
@@ -222,7 +223,7 @@ def test_unusable_files_are_skipped_with_a_message(directory, load, capsys):
     assert bad.startswith(f"{directory / 'boots' / 'bad.jpg'}: skipped: cannot identify")
     assert empty.startswith(f"{directory / 'caps' / 'empty.png'}: skipped: nothing differs")
     assert heic.startswith(f"{directory / 'socks'}: skipped 2 files of a kind that Pillow cannot")
-    assert "1 file of a kind that Pillow cannot open, notes;" in notes
+    assert "1 file of a kind that Pillow cannot open, without an extension;" in notes
 
 
 def test_duplicate_images_across_splits_are_counted(directory, load, capsys):
@@ -262,7 +263,8 @@ def test_too_few_classes_raise_with_their_names(directory, command_line):
     done = command_line(cnn_basic, "--data-dir", directory)
     assert done.code == 1
     assert done.err == (
-        f"cnn_basic.py: error: {directory}: at least 2 classes are needed, only 'boots' was found\n"
+        f"cnn_basic.py: error: {directory}: expected one subdirectory of images per class, found "
+        "only 'boots'; give the directory that contains those of the classes\n"
     )
 
 
@@ -301,10 +303,51 @@ def test_output_inside_data_dir_raises_usage_error(
     assert done.code == 2
     assert done.err.startswith(f"cnn_basic.py: error: {option}: ")
     assert done.err.endswith(
-        "lies inside --data-dir, where a directory is a class; use another directory\n"
+        "lies inside --data-dir, where each directory is a class; use another directory\n"
     )
     assert directory_contents(directory) == before
     wandb.teardown()
+
+
+def test_directories_of_systems_are_no_classes(directory, load):
+    for name in "lost+found", "$RECYCLE.BIN", "@eaDir":
+        (directory / name).mkdir()
+    (directory / "boots" / "@eaDir" / "0.png").mkdir(parents=True)
+    shutil.copy(
+        directory / "boots" / "0000.png", directory / "boots" / "@eaDir" / "0.png" / "THUMB.jpg"
+    )
+    data = load(directory)
+    assert data.class_names == tuple(COUNTS)
+    assert sum(split.size for split in data.splits.values()) == sum(COUNTS.values())
+
+
+def test_images_beside_the_classes_are_reported(directory, load, capsys):
+    shutil.copy(directory / "boots" / "0000.png", directory / "loose.png")
+    load(directory)
+    expected = f"WARNING: {directory}: ignored 1 images that are in no class directory"
+    assert expected in capsys.readouterr().err.splitlines()
+
+
+def test_class_names_that_look_the_same_are_reported(directory, load, capsys):
+    shutil.copytree(directory / "boots", directory / "Boots")
+    load(directory)
+    expected = "WARNING: the classes 'Boots' and 'boots' look the same"
+    assert expected in capsys.readouterr().err.splitlines()
+
+
+def test_two_spellings_of_one_class_raise(directory, load):
+    """A disk that Linux and macOS share."""
+    for form in "NFC", "NFD":
+        shutil.copytree(directory / "boots", directory / unicodedata.normalize(form, "schön"))
+    with pytest.raises(common.UserError, match=r"two directories are named 'schön'; merge them$"):
+        load(directory)
+
+
+def test_directory_above_the_classes_raises(directory, load, tmp_path):
+    with pytest.raises(
+        common.UserError, match=r"per class, found only 'images'; give the directory that contains"
+    ):
+        load(tmp_path)
 
 
 def test_directory_without_classes_or_idx_files_raises(tmp_path):

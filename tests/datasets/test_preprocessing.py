@@ -80,7 +80,10 @@ def test_images_of_the_data_set_hardly_change(tmp_path, sample):
         (np.array([[0, 65535]], "uint16"), [[0, 255]]),
         (np.array([[0, 200]], "uint16"), [[0, 200]]),
         (np.array([[0, 1000]], "int32"), [[0, 249]]),  # 10 bits
-        (np.array([[0, 2**31 - 1]], "int32"), [[0, 127]]),
+        (np.array([[0, 2**31 - 1]], "int32"), [[0, 255]]),
+        (np.array([[0, 2**15 - 1]], "uint16"), [[0, 255]]),  # signed 16 bits
+        (np.array([[0, 2**32 - 1]], "uint32"), [[0, 255]]),
+        (np.array([[0, 0.5, 1.2]], "float32"), [[0, 127, 255]]),  # resampling overshoots
         (np.array([[-1000, 0, 1023]], "int32"), [[0, 126, 255]]),
         (np.array([[0, 0.5, 1]], "float32"), [[0, 127, 255]]),
         (np.array([[0, 200.0]], "float32"), [[0, 200]]),

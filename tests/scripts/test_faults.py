@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,6 +231,22 @@ def test_signal_to_a_process_group(signal_number, tmp_path):
     assert err == f"\ncnn_basic.py: {word}\n"
     assert not list((tmp_path / "outputs" / "cnn_basic").iterdir())
     assert check_closed(tmp_path).summary["summary"]["epoch/epoch"] >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.versions
+def test_run_completes_if_the_process_of_wandb_is_killed(tmp_path):
+    argv = ("--data-dir", SAMPLE, "--epochs", 200, "--wandb", "offline")
+    script = ForkedScript("cnn_basic", tmp_path, *argv, "--output-dir", tmp_path / "output")
+    script.wait_until(lambda: "Epoch 4/" in script.out)
+    processes = Path(f"/proc/{script.process.pid}/task").glob("*/children")
+    (child,) = {int(pid) for path in processes for pid in path.read_text().split()}
+    os.kill(child, signal.SIGKILL)
+    assert script.wait() == 0, script.err
+    assert script.err == ""
+    (line,) = (line for line in script.out.splitlines() if "its process has ended" in line)
+    assert line.startswith("W&B: ") and line.endswith("this run continues without it.")
+    assert len(Result(tmp_path / "output").history) == 200
 
 
 def test_closed_pipe_ends_the_run_quietly(tmp_path):

@@ -50,6 +50,40 @@ def test_invalid_setting_raises_usage_error_unless_disabled(name, configure):
     assert dict(os.environ) == before
 
 
+DEFAULTS_FILES = {"flat": "epochs: 99\n", "list": "- 1\n", "malformed": "a: [\n"}
+
+
+@pytest.mark.parametrize("content", DEFAULTS_FILES.values(), ids=DEFAULTS_FILES)
+def test_unusable_config_defaults_raise_usage_error_unless_disabled(content, configure, tmp_path):
+    """W&B reads config-defaults.yaml in the working directory, which may be another project's."""
+    (tmp_path / "config-defaults.yaml").write_text(content)
+    configure()
+    with pytest.raises(UsageError, match=r"^W&B rejects its settings: .*--wandb disabled$"):
+        wandb_session.init_run("offline")
+    assert wandb_session.init_run("disabled", project="mine").disabled
+    assert os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["run", "online"])
+def test_online_mode_without_a_key_is_offline(mode, configure):
+    configure(WANDB_MODE=mode)
+    run = wandb_session.init_run("auto")
+    run.finish()
+    assert run.offline
+
+
+def test_run_of_the_calling_program_stays_open(configure):
+    configure(WANDB_MODE="offline")
+    host = wandb.init(project="host")
+    run = wandb_session.init_run("offline", project="ours")
+    run.log({"accuracy": 1})
+    run.finish()
+    assert run.id != host.id and run.project == "ours"
+    host.log({"loss": 2})
+    assert host.summary["loss"] == 2 and "accuracy" not in dict(host.summary)
+    host.finish()
+
+
 DEFAULTS = {"group": "ours", "job_type": "train", "tags": ["fashion-mnist"]}
 
 
