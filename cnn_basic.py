@@ -54,14 +54,15 @@ def build_model(hidden_units: int, num_classes: int) -> keras.Model:
 def train(model: keras.Model, run: common.Run) -> None:
     """Train with Adam and restore the weights of the best epoch."""
     options, data = run.options.training, run.data
-    model.compile(
+    trainer = keras.Model(model.inputs, model.outputs)  # keeps the optimizer out of the saved model
+    trainer.compile(
         optimizer=keras.optimizers.Adam(options.learning_rate),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         # The model is so small that Python overhead per step would dominate.
         steps_per_execution=500,
     )
-    model.fit(
+    trainer.fit(
         common.make_dataset(data.train.images, data.train.labels, options.batch_size, options.seed),
         epochs=options.epochs,
         shuffle=False,  # the dataset is already shuffled

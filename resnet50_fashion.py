@@ -232,15 +232,15 @@ def train(head: keras.Model, features: dict[str, np.ndarray], run: common.Run) -
     val_labels = keras.utils.to_categorical(data.validation.labels, num_classes)
     num_steps = len(dataset) * options.epochs
     schedule = keras.optimizers.schedules.CosineDecay(options.learning_rate, num_steps)
-    adam = keras.optimizers.Adam(schedule)
-    classifier.compile(
-        optimizer=devices.with_loss_scaling(adam, classifier.layers[0]),
+    trainer = keras.Model(classifier.inputs, classifier.outputs)  # not saved, with its optimizer
+    trainer.compile(
+        optimizer=devices.with_loss_scaling(keras.optimizers.Adam(schedule), classifier.layers[0]),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
         metrics=["accuracy"],
         # On several GPUs, Keras fails to run several steps at once ("must feed a value …").
         steps_per_execution=20 if devices.num_replicas() == 1 else 1,
     )
-    classifier.fit(
+    trainer.fit(
         dataset,
         epochs=options.epochs,
         shuffle=False,  # the dataset is already shuffled

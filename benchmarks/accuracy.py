@@ -65,7 +65,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Other options, such as --data-dir, are passed on to the scripts.",
+        epilog="Other options, such as --epochs, are passed on to the scripts.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -96,6 +96,7 @@ def parse_options() -> argparse.Namespace:
         default=Path("outputs") / "accuracy-work",
         help="directory of features and logs (default: %(default)s)",
     )
+    parser.add_argument("--data-dir", help="as for the scripts")
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -109,7 +110,7 @@ def parse_options() -> argparse.Namespace:
         help="do not record times, because the machine is also doing other work",
     )
     options, options.script_args = parser.parse_known_args()
-    if "naive" in options.rows and [w for w in options.script_args[::2] if w != "--data-dir"]:
+    if "naive" in options.rows and options.script_args:
         parser.error(
             f"naive_keras.py does not accept {' '.join(options.script_args)}; choose other --rows"
         )
@@ -131,13 +132,15 @@ def weights_of(command: str, options: argparse.Namespace) -> str:
 def measure(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return a run's results, stored or by running it; exit if it fails."""
     script, *arguments = [*ROWS[row].split(), *options.script_args]
+    paths, weights = [], None
+    if options.data_dir:
+        paths += ["--data-dir", options.data_dir]
     if row != "naive":
         arguments += ["--seed", str(seed)]
-    paths, weights = [], None
     if script != "cnn_basic.py" and row != "small":
         cache_dir = options.work_dir / ("published" if row == "naive" else row)
         weights = weights_of(ROWS[row], options)
-        paths = ["--weights", weights, "--cache-dir", str(cache_dir)]
+        paths += ["--weights", weights, "--cache-dir", str(cache_dir)]
     # What is stored must not contain directories of this machine.
     identity = {"arguments": arguments, "weights": weights and Path(weights).name}
     result_path = options.output / "runs" / f"{row}-{seed}.json"

@@ -72,6 +72,8 @@ class FineTuner:
             training_model = (
                 add_augmentation(models.full, MAX_SHIFT) if is_augmented else models.pipeline_model
             )
+            # A model of its own, which keeps the optimizer out of the saved model.
+            training_model = keras.Model(training_model.input, training_model.output)
             self._fit(training_model, models.activation_cache, run)
         with run.stage("evaluation", reduce="--image-size"):
             if self.freeze_point.train_batch_norm:

@@ -304,7 +304,8 @@ def test_damaged_state_json_raises(content, reason, unfinished, load_or_create):
     (unfinished.directory / "state.json").write_text(content)
     for argv in ("--resume",), ():
         with pytest.raises(
-            common.UserError, match=rf"state.json cannot be read: {reason}.*; delete its directory$"
+            common.UserError,
+            match=rf"state.json cannot be read: {reason}.*; delete its directory to start over$",
         ):
             load_or_create(*argv)
 
@@ -323,7 +324,7 @@ def test_damaged_weights_raise_with_their_path(unfinished, model):
     path = unfinished.directory / unfinished.last_weights
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(
-        common.UserError, match=rf"^{path} is damaged \(.*\); delete its directory$"
+        common.UserError, match=rf"^{path} is damaged \(.*\); delete its directory to start over$"
     ):
         unfinished.load(model, unfinished.last_weights)
     path.unlink()

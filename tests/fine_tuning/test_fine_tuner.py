@@ -228,6 +228,10 @@ def test_tuned_recipe_trains_and_folds_batch_norm_below_a_linear_head(run):
     assert result.metrics["test"]["accuracy"] == pytest.approx(accuracy)
 
 
+def test_saved_model_contains_no_optimizer(finished):
+    assert Result(finished / "output").optimizer_variables() == []
+
+
 def test_early_stopping_may_restore_an_epoch_of_head_training(run):
     # This rate destroys the network without making the loss NaN.
     argv = ("--fine-tune-learning-rate", 10, "--fine-tune-epochs", 9, "--patience", 2)

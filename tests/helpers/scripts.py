@@ -2,10 +2,12 @@
 
 import csv
 import functools
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,7 @@ from fashion.options import Options
 from fashion.reporting import plot_style
 from fashion.tracking.run import OUTPUT_FILES
 
+import h5py
 import keras
 import pytest
 
@@ -83,6 +86,15 @@ class Result:
     @functools.cached_property
     def model(self) -> keras.Model:
         return keras.saving.load_model(self.directory / "model.keras", safe_mode=True)
+
+    def optimizer_variables(self) -> list[str]:
+        """Return the paths of the optimizers' variables in the model's file."""
+        with zipfile.ZipFile(self.directory / "model.keras") as archive:
+            content = io.BytesIO(archive.read("model.weights.h5"))
+        paths: list[str] = []
+        with h5py.File(content) as file:
+            file.visit(paths.append)
+        return [path for path in paths if "optimizer" in path]
 
     def deterministic_metrics(self) -> tuple[dict, list[dict]]:
         """Return everything that depends on the seed only."""

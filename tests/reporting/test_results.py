@@ -73,6 +73,10 @@ def test_write_predictions_writes_file_names_last_and_labels_of_the_data_set(tmp
     assert [(int(row[1]), int(row[2])) for row in rows] == list(zip(labels, labels, strict=True))
 
 
+def test_saved_model_contains_no_optimizer(offline_run):
+    assert offline_run.result.optimizer_variables() == []
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_documented_code_reads_probabilities_and_labels(split, offline_run):
     docs = (ROOT / "docs" / "outputs.md").read_text()
