@@ -108,8 +108,7 @@ def build_feature_extractor(backbone: Backbone, feature_names: tuple[str, ...]) 
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
     Features are named after stage and pooling (conv3_avg …), and pooled in float32. Later stages
-    are left out. Average- and max-pooled features are always extracted: another recipe may need
-    them.
+    are left out. Average and max pooling are always included, in case another recipe needs them.
     """
     stages = architectures.STAGES
     last = max(stages.index(architectures.feature_stage(name)) for name in feature_names)
@@ -184,6 +183,7 @@ def build_classifier(
         layers.append(keras.layers.Dense(options.hidden_units, activation="relu", dtype=dtype))
     # A linear classifier has no symmetry to break, so it starts from equal probabilities.
     initializer = "glorot_uniform" if options.hidden_units else "zeros"
+    dropout = keras.layers.Dropout(options.dropout, dtype=dtype)
     softmax = keras.layers.Dense(
         num_classes,
         "softmax",
@@ -191,7 +191,7 @@ def build_classifier(
         dtype="float32",
         name="probabilities",
     )
-    layers += [keras.layers.Dropout(options.dropout, dtype=dtype), softmax]
+    layers += [dropout, softmax]
     return keras.Sequential(layers, name="classifier")
 
 

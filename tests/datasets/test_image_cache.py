@@ -1,7 +1,7 @@
 """Loading of image files, and the cache of preprocessed images."""
 
 from fashion.datasets import image_cache, preprocessing
-from fashion.datasets.image_cache import ImageCache, join_sorted, load_images
+from fashion.datasets.image_cache import ImageCache, load_images
 
 import numpy as np
 import pytest
@@ -74,7 +74,3 @@ def test_cache_directory_changes_with_the_version(tmp_path, monkeypatch):
         monkeypatch.setattr(preprocessing, "PREPROCESSING_VERSION", version)
         directories.append(ImageCache(tmp_path).directory)
     assert len(set(directories)) == 3
-
-
-def test_join_sorted():
-    assert join_sorted({"b", "a", "c"}) == "a, b, c"

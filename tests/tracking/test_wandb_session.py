@@ -249,7 +249,7 @@ def test_log_code_and_data_to_unwritable_directory_raises(init_run, sample, tmp_
     run = init_run("offline")
     (tmp_path / "nowhere").touch()
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "nowhere" / "data"))
-    with pytest.raises(UserError, match=r"^W&B: "):
+    with pytest.raises(UserError, match=r"^W&B could not write its files: "):
         wandb_session.log_code_and_data("cnn_basic", sample, run)
 
 
