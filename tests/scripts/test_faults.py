@@ -441,5 +441,7 @@ def test_unwritable_wandb_dir_raises_in_one_line(tmp_path):
     changes = {"WANDB_DATA_DIR": str(tmp_path / "nowhere" / "data")}
     script = ForkedScript("cnn_basic", tmp_path, *argv, **changes)
     assert script.wait() == 1
-    assert script.err.splitlines()[-1].startswith("cnn_basic.py: error: W&B: ")
+    assert script.err.splitlines()[-1].startswith(
+        "cnn_basic.py: error: W&B could not write its files: "
+    )
     assert "Traceback" not in script.err
