@@ -51,9 +51,8 @@ for _name, _value in list(os.environ.items()):
         del os.environ[_name]
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # overrides keras.json
-os.environ.setdefault(
-    "TF_CPP_MIN_LOG_LEVEL", "3"
-)  # messages about GPU drivers would hide the results
+# Messages about GPU drivers would hide the results.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 @contextlib.contextmanager
