@@ -7,7 +7,7 @@ configures TensorFlow and Keras.
 import math
 
 from fashion.datasets import fashion_mnist, image_folder
-from fashion.datasets.dataset import ImageDataset, Split, make_splits
+from fashion.datasets.dataset import ImageDataset, RawDataset, Split, make_splits
 from fashion.errors import UsageError, UserError
 from fashion.options import DataOptions, Options, ResultsOptions, TrainingOptions
 from fashion.tracking.run import PreviousRun, Run
@@ -28,6 +28,7 @@ __all__ = [
     "UserError",
     "early_stopping",
     "load_fashion_mnist",
+    "load_raw_dataset",
     "make_dataset",
     "start_wandb",
     "to_rgb",
@@ -47,17 +48,25 @@ def load_fashion_mnist(options: DataOptions) -> ImageDataset:
             are too few.
         UsageError: If a size is larger than its split.
     """
-    data_dir = options.data_dir
-    if data_dir and image_folder.is_image_folder(data_dir):
-        raw = image_folder.load_image_folder(data_dir, options.cache_dir)
-    else:
-        raw = fashion_mnist.load_idx_dataset(data_dir)
+    raw = load_raw_dataset(options)
     data = make_splits(raw, options.train_size, options.validation_size, options.test_size)
     print(
         f"Data: {data.train.size:,} training, {data.validation.size:,} validation and "
         f"{data.test.size:,} test images from {data.source}"
     )
     return data
+
+
+def load_raw_dataset(options: DataOptions, download: bool = True) -> RawDataset:
+    """Load the images before they are split, from IDX files or an image folder.
+
+    Raises:
+        UserError: If no source works, without downloads if not `download`.
+    """
+    data_dir = options.data_dir
+    if data_dir and image_folder.is_image_folder(data_dir):
+        return image_folder.load_image_folder(data_dir, options.cache_dir)
+    return fashion_mnist.load_idx_dataset(data_dir, download)
 
 
 # ------------------------------------------------------------------------------------ images

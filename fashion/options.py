@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+EXPORT_FORMATS = ("onnx", "litert", "openvino", "savedmodel")
+
 # ---------------------------------------------------------------------------- types of values
 
 
@@ -119,6 +121,9 @@ OptionalFraction = Annotated[float | None, ArgType(_fraction, "X")]
 OptionalProjectName = Annotated[str | None, ArgType(_project_name, "NAME")]
 OptionalDirectory = Annotated[Path | None, ArgType(_path, "DIR")]
 OptionalPaths = Annotated[list[Path] | None, ArgType(_path, "PATH", multiple=True)]
+OptionalExportFormats = Annotated[
+    list[str] | None, dataclasses.replace(choice(EXPORT_FORMATS), multiple=True)
+]
 Flag = Annotated[bool, "a flag without a --no-… counterpart"]
 
 # ------------------------------------------------------------------------------------ options
@@ -180,11 +185,13 @@ class ResultsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionOptions:
-    """Actions on a trained model, instead of training."""
+class ActionOptions:
+    """Actions on the model in --output-dir, instead of training."""
 
     predict: OptionalPaths = None
-    """classify image files, or all images in a directory, with the model in --output-dir"""
+    """classify image files, or all images in a directory"""
+    export: OptionalExportFormats = None
+    """write the model in formats of other runtimes, and compare the probabilities"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +203,7 @@ class Options:
     data: DataOptions = DataOptions()
     training: TrainingOptions = TrainingOptions()
     results: ResultsOptions = ResultsOptions()
-    prediction: PredictionOptions = PredictionOptions()
+    actions: ActionOptions = ActionOptions()
 
     def config(self) -> dict[str, Any]:
         """Return all options by name, as recorded in metrics.json; paths as strings."""

@@ -57,10 +57,14 @@ def test_config_returns_every_option_with_paths_as_strings():
     defaults = DEFAULTS[resnet50_fashion]
     assert all(value != defaults[name] for name, value in given.items())
     flags = {"resume": True, "mirror": True}
-    assert given.keys() | flags.keys() | {"model", "predict"} == defaults.keys()
+    assert given.keys() | flags.keys() | {"model", "predict", "export"} == defaults.keys()
     argv = ["--resume", "--mirror", *(f"--{k.replace('_', '-')}={v}" for k, v in given.items())]
     config = parse_options(resnet50_fashion, *argv).config()
-    assert config == given | flags | {"model": "resnet50_fashion", "predict": None}
+    assert config == given | flags | {
+        "model": "resnet50_fashion",
+        "predict": None,
+        "export": None,
+    }
     # The spelling of a W&B sweep.
     argv = ["--resume", "--mirror", *(f"--{name}={value}" for name, value in given.items())]
     assert parse_options(resnet50_fashion, *argv).config() == config
@@ -68,7 +72,7 @@ def test_config_returns_every_option_with_paths_as_strings():
 
 def test_predict_takes_several_paths():
     parsed = parse_options(cnn_basic, "--predict", "a.png", "b", "--epochs", 3)
-    assert parsed.prediction.predict == [Path("a.png"), Path("b")]
+    assert parsed.actions.predict == [Path("a.png"), Path("b")]
     assert parsed.training.epochs == 3
 
 
@@ -182,7 +186,7 @@ def test_urls_are_no_paths(url, command_line):
 
 def test_repeated_paths_add_up():
     options = parse_options(cnn_basic, "--predict", "a.png", "b.png", "--predict=c.png")
-    assert [str(path) for path in options.prediction.predict] == ["a.png", "b.png", "c.png"]
+    assert [str(path) for path in options.actions.predict] == ["a.png", "b.png", "c.png"]
 
 
 @pytest.mark.parametrize("value", ["", "relative", "~nobody-of-that-name/x"])

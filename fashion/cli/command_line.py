@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from fashion import errors
-from fashion.cli import predict, recipes
+from fashion.cli import export, predict, recipes
 from fashion.datasets import image_folder
 from fashion.errors import UsageError
 from fashion.options import Flag, Options, OptionsT, choice
@@ -27,21 +27,24 @@ from fashion.tracking import wandb_settings
 def run_script(
     main: Callable[..., None], options_type: type[Options], description: str | None
 ) -> NoReturn:
-    """Parse the command line, train or predict, and exit the process.
+    """Parse the command line, train, predict or export, and exit the process.
 
     Args:
-        main: Trains a model; called with the options unless `--predict` is given.
+        main: Trains a model; called with the options unless they contain an action.
         options_type: Options of the script.
         description: First lines of `--help`.
     """
 
     def parse_and_run() -> None:
         options = parse_options(options_type, description, sys.argv[1:])
-        if paths := options.prediction.predict:
-            predict.predict_images(paths, options)
-            return
-        _check_output_dirs(options)
-        main(options)
+        actions = options.actions
+        if actions.export:
+            export.export_model(actions.export, options)
+        if actions.predict:
+            predict.predict_images(actions.predict, options)
+        if not (actions.export or actions.predict):
+            _check_output_dirs(options)
+            main(options)
 
     errors.run_script(parse_and_run)
 

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fashion import devices
+from fashion.cli.trained_model import load_trained_model
 from fashion.datasets.dataset import replace_unprintable
 from fashion.datasets.image_files import find_image_files, with_progress
-from fashion.datasets.preprocessing import IMAGE_SIZE, load_image, preprocess_image
+from fashion.datasets.preprocessing import load_image, preprocess_image
 from fashion.environment import staging_dir
 from fashion.errors import UserError
 from fashion.options import Options
-from fashion.reporting import model_io
 from fashion.reporting.plot_style import plot_style, truncate
 
-import keras
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -40,7 +39,7 @@ def predict_images(paths: Iterable[Path], options: Options) -> None:
     Raises:
         UserError: If there is no model or no image, or if not all images could be used.
     """
-    model, class_names = load_run_model(options)
+    model, class_names = load_trained_model(options)
     user_images: list[UserImage] = []
     num_failed = 0
     for path in with_progress(find_images(paths), "Read"):
@@ -79,36 +78,6 @@ def _print_predictions(
     for user_image, row in zip(user_images, probabilities, strict=True):
         top3 = ", ".join(f"{class_names[i]} {row[i]:.1%}" for i in np.argsort(-row)[:3])
         print(f"{user_image.name:{width}}  {top3}")
-
-
-def load_run_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
-    """Load the model in `--output-dir` and its class names.
-
-    Returns:
-        The model, uint8 (N, 28, 28) images → (N, classes) probabilities, and the class names.
-
-    Raises:
-        UserError: If there is no model, or it cannot be loaded.
-    """
-    output_dir = options.results.output_dir
-    path = output_dir / "model.keras"
-    command = f"python {options.script_name}.py"
-    if output_dir != type(options)().results.output_dir:
-        command += f" --output-dir {output_dir}"
-    if not path.exists():
-        raise UserError(f"{path} does not exist; `{command}` trains a model")
-    try:
-        model, class_names = model_io.load_model(path)
-    except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} cannot be loaded: {reason}; if a newer Keras saved it, upgrade "
-            f"Keras, else train another model with `{command}`"
-        ) from None
-    expected_shapes = (None, IMAGE_SIZE, IMAGE_SIZE), (None, len(class_names))
-    if (model.input_shape, model.output_shape) != expected_shapes:
-        raise UserError(f"{path} is not a model of these scripts; `{command}` trains one")
-    return model, class_names
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:

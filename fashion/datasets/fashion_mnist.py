@@ -38,7 +38,7 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 
 
-def load_idx_dataset(data_dir: Path | None) -> RawDataset:
+def load_idx_dataset(data_dir: Path | None, download: bool = True) -> RawDataset:
     """Load Fashion-MNIST from the first available source, or the IDX files in `data_dir`.
 
     With a `SHA256SUMS` file, `data_dir` may contain another data set in the same format, which is
@@ -48,7 +48,7 @@ def load_idx_dataset(data_dir: Path | None) -> RawDataset:
     Raises:
         UserError: If no source works; the message lists each with its reason.
     """
-    return _load_directory(data_dir) if data_dir else _load_first_available()
+    return _load_directory(data_dir) if data_dir else _load_first_available(download)
 
 
 def _load_directory(directory: Path) -> RawDataset:
@@ -79,8 +79,8 @@ def _load_directory(directory: Path) -> RawDataset:
         raise UserError(f"--data-dir: {error}") from None
 
 
-def _load_first_available() -> RawDataset:
-    """Try each source of Fashion-MNIST in turn."""
+def _load_first_available(download: bool) -> RawDataset:
+    """Try each source of Fashion-MNIST in turn, those on the internet only if `download`."""
     cache = environment.keras_home() / "datasets" / "fashion-mnist"  # shared with keras.datasets
     failures = []
     for name, directory, fetch in (
@@ -89,6 +89,8 @@ def _load_first_available() -> RawDataset:
         ("Keras' download", cache, _download),
         (f"apt-get download {DEBIAN_PACKAGE}", cache, _fetch_debian_package),
     ):
+        if fetch and not download:
+            continue
         try:
             if fetch:
                 print(f"Fetching Fashion-MNIST, 30 MB: {name} …", flush=True)

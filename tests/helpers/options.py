@@ -15,6 +15,7 @@ SHARED = {
     "learning_rate": 1e-3,
     "seed": 0,
     "predict": None,
+    "export": None,
     "require_accuracy": None,
     "wandb": "auto",
     "project": None,

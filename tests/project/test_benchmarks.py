@@ -42,7 +42,7 @@ def number(text):
 def test_speed(tmp_path):
     sizes = *("--images", 4, "--extraction-images", 130, "--rounds", 1), *("--train-size", 40)
     sizes += *("--epochs", 2), *("--timed-images", 32), *("--recipes", "fast")
-    # Other runtimes take minutes to convert the network; test_use_the_model.py runs them.
+    # Other runtimes take minutes to convert the network; test_export.py runs them.
     (tmp_path / "hidden").mkdir()
     for package in "openvino", "onnxruntime", "onnx", "tf2onnx", "torch":
         code = f"raise ModuleNotFoundError('hidden', name={package!r})"

@@ -1,0 +1,268 @@
+"""`--export`: exported models of both scripts, and error messages.
+
+The exported models are run by the snippets of docs/use-the-model.md.
+"""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+from fashion.cli import export
+from fashion.options import EXPORT_FORMATS
+
+import keras
+import numpy as np
+import pytest
+from helpers.networks import use_small_resnet
+from helpers.scripts import ROOT, SAMPLE, directory_contents, process_environment, train_in_process
+
+import cnn_basic
+import resnet50_fashion
+
+TITLES = {"onnx": "ONNX", "litert": "LiteRT", "openvino": "OpenVINO", "savedmodel": "SavedModel"}
+SNIPPETS = dict(
+    re.findall(
+        r"^## (\w+)$.+?^```python\n(.+?)^```$",
+        (ROOT / "docs" / "use-the-model.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+)
+MAX_DIFFERENCE = {"float32": 0.002, "float16": 0.02, "bfloat16": 0.1}  # the last two: documented
+SMALL = ("--weights", "none", "--image-size", 64)
+RUNS = {
+    "basic": (cnn_basic,),
+    "mirrored": (resnet50_fashion, *SMALL, "--precision", "bfloat16", "--recipe", "best"),
+    "frozen": (resnet50_fashion, *SMALL, "--precision", "float32", "--recipe", "fast"),
+    "fine_tuned": (
+        *(resnet50_fashion, *SMALL, "--precision", "float16"),
+        *("--fine-tune-blocks", 1, "--fine-tune-epochs", 1),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, shared_cache_dir):
+    """Return the run with a name of `RUNS`, on the sample and with a small ResNet50."""
+    directory, runs = tmp_path_factory.mktemp("results"), {}
+
+    def result(name):
+        if name not in runs:
+            script, *argv = RUNS[name]
+            argv += ["--data-dir", SAMPLE, "--cache-dir", shared_cache_dir]
+            with pytest.MonkeyPatch.context() as patch:
+                use_small_resnet(patch)
+                runs[name] = train_in_process(script, *argv, "--output-dir", directory / name)
+        return runs[name]
+
+    return result
+
+
+def available_formats():
+    """Return the formats that the installed Keras and packages support."""
+    version = tuple(map(int, keras.version().split(".")[:2]))
+    return [
+        name
+        for name, export_format in export.FORMATS.items()
+        if version >= export_format.min_keras
+        and all(importlib.util.find_spec(p.replace("-", "_")) for p in export_format.packages)
+    ]
+
+
+RUN_SNIPPETS = """
+import runpy
+import sys
+import numpy as np
+for path in sys.argv[1:]:
+    names = runpy.run_path(path)
+    np.savez(path + ".npz", images=names["images"], probabilities=names["probabilities"])
+"""
+
+
+def run_snippets(formats, output_dirs, directory):
+    """Run the snippets of formats for exported models, in one process.
+
+    Returns:
+        {(run, format): (images, probabilities of the exported model)}.
+    """
+    (directory / "datasets").mkdir()
+    (directory / "datasets" / "fashion-mnist").symlink_to(SAMPLE)  # used by Keras' `load_data`
+    paths = {}
+    for run, output_dir in output_dirs.items():
+        for name in formats:
+            code = SNIPPETS[TITLES[name]]
+            assert code.count("outputs/resnet50_fashion") == 1
+            paths[run, name] = directory / f"{run}_{name}.py"
+            paths[run, name].write_text(code.replace("outputs/resnet50_fashion", str(output_dir)))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_SNIPPETS, *paths.values()],
+        cwd=directory,
+        env=process_environment(directory, KERAS_HOME=str(directory)),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    predictions = {}
+    for key, path in paths.items():
+        with np.load(f"{path}.npz") as file:
+            predictions[key] = file["images"], file["probabilities"]
+    return predictions
+
+
+def load_in_float32(path, directory):
+    """Load a model with all layers changed to float32."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(directory / "float32.keras", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "config.json":
+                content = re.sub(rb"mixed_b?float16", b"float32", content)
+            new.writestr(name, content)
+    return keras.saving.load_model(directory / "float32.keras")
+
+
+def export_run(command_line, result, formats):
+    """Run `--export` in the output directory of a run; return what it printed."""
+    script = {"cnn_basic": cnn_basic, "resnet50_fashion": resnet50_fashion}[
+        result.metrics["config"]["model"]
+    ]
+    argv = ["--output-dir", result.directory, "--data-dir", SAMPLE]
+    done = command_line(script, *argv, "--export", *formats)
+    assert done.code == 0, done.err
+    return done.out
+
+
+def check_exported_models(results, formats, command_line, directory):
+    """Compare the exported models' probabilities with those of the models in Keras."""
+    output_dirs = {}
+    for name, result in results.items():
+        lines = export_run(command_line, result, formats).splitlines()
+        assert len(lines) == len(formats) + 2
+        assert lines[0].endswith("compared with Keras on 100 test images:")
+        output_dirs[name] = directory / name  # only the exported files
+        output_dirs[name].mkdir()
+        for filename in (*(export.FORMATS[f].filename for f in formats), "classes.txt"):
+            assert any(str(result.directory / filename) in line for line in lines)
+            (result.directory / filename).rename(output_dirs[name] / filename)
+        assert (output_dirs[name] / "classes.txt").read_text().splitlines()[1] == "Trouser"
+    predictions = run_snippets(formats, output_dirs, directory)
+    for (name, export_format), (images, exported) in predictions.items():
+        print(name, export_format)
+        result = results[name]
+        precision = result.metrics.get("weights", {}).get("precision", "float32")
+        assert images.shape == (100, 28, 28) and exported.dtype == "float32"
+        path = result.directory / "model.keras"
+        exact = load_in_float32(path, directory).predict(images, verbose=0)
+        assert np.ptp(exact, axis=0).max() > 0.5  # probabilities depend on the images
+        assert np.abs(exported - exact).max() < MAX_DIFFERENCE["float32"]
+        expected = result.model.predict(images, verbose=0)
+        assert np.abs(exported - expected).max() < MAX_DIFFERENCE[precision]
+        assert np.sum(exported.argmax(axis=1) == expected.argmax(axis=1)) >= 99
+
+
+def test_each_format_has_a_snippet():
+    assert tuple(TITLES) == EXPORT_FORMATS == tuple(export.FORMATS)
+    assert all(TITLES[name] in SNIPPETS for name in EXPORT_FORMATS)
+
+
+@pytest.mark.slow
+@pytest.mark.versions
+def test_exported_models_predict_as_in_keras(results, command_line, tmp_path):
+    """Models of both scripts and of each precision, in all formats that are installed."""
+    runs = {name: results(name) for name in RUNS}
+    check_exported_models(runs, available_formats(), command_line, tmp_path)
+
+
+@pytest.mark.slow
+def test_exported_model_of_the_quick_start_predicts_as_in_keras(subset_run, command_line, tmp_path):
+    """The real ResNet50, in all formats."""
+    if missing := set(EXPORT_FORMATS) - set(available_formats()):
+        pytest.skip(f"needs the packages of {', '.join(sorted(missing))}")
+    check_exported_models({"real": subset_run}, EXPORT_FORMATS, command_line, tmp_path)
+
+
+def test_export_replaces_earlier_files_and_keeps_them_on_failure(
+    results, command_line, tmp_path, monkeypatch
+):
+    directory = tmp_path / "output"
+    directory.mkdir()
+    shutil.copy(results("basic").directory / "model.keras", directory)
+    earlier = directory / "model_savedmodel"
+    earlier.mkdir()
+    (earlier / "earlier").touch()
+    before = directory_contents(directory)
+    argv = ["--output-dir", directory, "--data-dir", SAMPLE, "--export", "savedmodel"]
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "MAX_DIFFERENCE", -1.0)
+        done = command_line(cnn_basic, *argv)
+    assert done.code == 1 and not done.out
+    assert re.fullmatch(
+        r"cnn_basic.py: error: --export savedmodel: probabilities differ from Keras' by \S+, more "
+        r"than -1.0; no file was written\n",
+        done.err,
+    )
+    assert directory_contents(directory) == before
+    assert command_line(cnn_basic, *argv).code == 0
+    assert not (earlier / "earlier").exists() and (earlier / "saved_model.pb").exists()
+    assert {path.name for path in directory.iterdir()} == {
+        *("model.keras", "model_savedmodel", "classes.txt")
+    }
+
+
+def test_difference_is_that_of_the_largest_probability(results, tmp_path):
+    model = results("basic").model
+    images = np.zeros((3, 28, 28), "uint8")
+    expected = model.predict(images, verbose=0)
+    expected[2, 4] += 0.005
+    path = tmp_path / "model_savedmodel"
+    assert export.export_and_compare(model, "savedmodel", path, images, expected) == pytest.approx(
+        0.005, abs=1e-5
+    )
+
+
+def test_without_the_data_set_generated_images_are_compared(
+    results, command_line, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr("fashion.datasets.fashion_mnist.DEBIAN_DIR", tmp_path / "debian")
+    directory = results("basic").directory
+    done = command_line(cnn_basic, "--output-dir", directory, "--export", "savedmodel")
+    assert done.code == 0, done.err
+    first_line = "Exported in float32, and compared with Keras on 100 generated images:"
+    assert done.out.splitlines()[0] == first_line
+    for filename in "model_savedmodel", "classes.txt":
+        path = directory / filename
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("script", [cnn_basic, resnet50_fashion])
+def test_errors_before_any_work(script, command_line, tmp_path, monkeypatch):
+    name = f"{script.__name__}.py"
+    done = command_line(script, "--export", "savedmodel", "--output-dir", "mine")
+    assert done.code == 1
+    expected = f"mine/model.keras does not exist; `python {name} --output-dir mine` trains a model"
+    assert done.err == f"{name}: error: {expected}\n"
+    monkeypatch.setattr(keras, "version", lambda: "3.10.0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = command_line(script, "--export", "litert", "onnx", "litert")
+    assert done.code == 2
+    assert done.err == (
+        f"{name}: error: --export litert onnx: packages are missing or too old; run "
+        "`pip install 'keras>=3.13' ai-edge-litert tf2onnx onnxruntime`\n"
+    )
+    done = command_line(script, "--export", "coreml")
+    assert done.code == 2
+    assert "expected one of onnx, litert, openvino, savedmodel, got 'coreml'" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.versions
+@pytest.mark.parametrize("run", ["basic", "mirrored"])
+def test_calling_the_model_applies_no_dropout(run, results, sample):
+    """Keras' Resizing would put dropout in training mode."""
+    model, images = results(run).model, sample.test.images[:100]
+    np.testing.assert_array_equal(model(images), model(images))
+    np.testing.assert_array_equal(model(images), model(images, training=False))
