@@ -1,6 +1,6 @@
 """Recipes: the options that they set, and precedence."""
 
-from fashion.cli.recipes import RECIPES, apply_recipe
+from fashion.recipes import RECIPES, apply_recipe
 
 import pytest
 from helpers.scripts import parse_options
