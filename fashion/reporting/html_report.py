@@ -110,4 +110,4 @@ def _detail_rows(values: Mapping[str, object]) -> list[list[object]]:
 def _format_value(value: object) -> object:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {part}" for name, part in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value

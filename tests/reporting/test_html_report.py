@@ -85,8 +85,13 @@ def test_report_contains_each_part_of_the_metadata(page, metrics):
     ):
         texts = page.texts_after(heading)
         for name, value in public_values(metrics, part).items():
-            if not isinstance(value, list | dict):
-                assert texts[texts.index(name) + 1] == str(value), (heading, name)
+            shown = texts[texts.index(name) + 1]
+            if isinstance(value, dict):
+                assert shown == ", ".join(f"{key}: {part}" for key, part in value.items())
+            elif isinstance(value, list):
+                assert shown == (", ".join(value) or "none")
+            else:
+                assert shown == str(value), (heading, name)
     low, high = metrics["test"]["interval95"]
     text = " ".join("".join(page.texts).split())
     accuracy = f"{metrics['test']['accuracy']:.1%}"
@@ -110,7 +115,7 @@ def test_report_states_both_commands_without_private_paths(page, offline_run, me
         f"python {name}.py --predict photo.jpg --output-dir OUTPUT_DIR",
     ]
     text = "".join(page.texts)
-    assert "Replace DATA_DIR and OUTPUT_DIR by your own paths." in text
+    assert "Words in capitals stand for your own paths: DATA_DIR, OUTPUT_DIR." in text
     for path in config["data_dir"], config["output_dir"], str(offline_run.directory):
         assert path not in text
 
@@ -139,6 +144,6 @@ def test_report_escapes_names_of_classes_data_and_options(tmp_path):
         f"python x.py --data-dir '{odd}' --seed 1",
         f"python x.py --predict '{names[1]}'",
     ]
-    assert "by your own path" not in rendered  # no command contains a placeholder
+    assert "Words in capitals" not in rendered  # no command contains a placeholder
     assert names[1] in page.texts
     assert page.tags.count("b") == 1 and "script" not in page.tags
