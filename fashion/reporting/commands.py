@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from fashion import recipes
+from fashion import environment, recipes
 from fashion.options import Options
 
 # Options that do not change the model, or that depend on the machine.
@@ -84,12 +84,15 @@ def _private_paths(options: Options) -> dict[str, str]:
 
 
 def _hide_path(text: str, options: Options) -> str:
-    """Replace a private path, or the home directory, at the start of a text."""
+    """Replace a private path, the home directory or Keras' directory at the start of a text."""
     for name, path in _private_paths(options).items():
         if text.startswith(path):
             return name.upper() + text.removeprefix(path)
-    home = os.path.expanduser("~")
-    return "~" + text.removeprefix(home) if text.startswith(home + os.sep) else text
+    directories = {"~": os.path.expanduser("~"), "KERAS_HOME": str(environment.keras_home())}
+    for name, path in directories.items():
+        if text.startswith(path + os.sep):
+            return name + text.removeprefix(path)
+    return text
 
 
 def _format_option(name: str, value: object) -> list[str]:

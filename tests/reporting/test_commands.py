@@ -190,12 +190,14 @@ def test_public_config_hides_private_paths_only():
         (None, "/usr/share/x (Debian package)", "/usr/share/x (Debian package)"),
         (None, "/home/jane/.keras/x (Keras' cache)", "~/.keras/x (Keras' cache)"),
         (None, "/home/janet/x (Keras' cache)", "/home/janet/x (Keras' cache)"),
+        (None, "/scratch/jane/keras/x (Keras' cache)", "KERAS_HOME/x (Keras' cache)"),
         ("/home/jane/a b", "/home/jane/a b/raw (--data-dir)", "DATA_DIR/raw (--data-dir)"),
         ("data", "data (--data-dir, 3 classes)", "DATA_DIR (--data-dir, 3 classes)"),
     ],
 )
 def test_public_metadata_hides_paths_of_data_and_weights(data_dir, source, expected, monkeypatch):
     monkeypatch.setenv("HOME", "/home/jane")
+    monkeypatch.setenv("KERAS_HOME", "/scratch/jane/keras")
     options = parse_options(resnet50_fashion, "--weights", "/home/jane/weights of x.h5")
     options = dataclasses.replace(
         options, data=dataclasses.replace(options.data, data_dir=data_dir and Path(data_dir))
