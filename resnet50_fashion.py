@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from fashion import devices
+from fashion import devices, recipes
 from fashion.backbones import architectures
 from fashion.backbones.architectures import Backbone
 from fashion.backbones.augmentation import flip_extractor_inputs
@@ -17,7 +17,7 @@ from fashion.backbones.feature_cache import FeatureCache, read_views
 from fashion.backbones.folding import fold_batch_norm
 from fashion.backbones.pooling import pool, to_float16
 from fashion.backbones.progress import Progress
-from fashion.cli import command_line, recipes
+from fashion.cli import command_line
 from fashion.devices import DeviceOptions
 from fashion.evaluation.embeddings import predict_splits
 from fashion.fine_tuning.fine_tuner import create_fine_tuner

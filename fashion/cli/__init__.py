@@ -1,1 +1,1 @@
-"""The command line: options, recipes, and actions on a trained model (`--predict`, `--export`)."""
+"""The command line: its parser, and actions on a trained model (`--predict`, `--export`)."""

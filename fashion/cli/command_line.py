@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from fashion import errors
-from fashion.cli import export, predict, recipes
+from fashion import errors, recipes
+from fashion.cli import export, predict
 from fashion.datasets import image_folder
 from fashion.errors import UsageError
 from fashion.options import Flag, Options, OptionsT, choice

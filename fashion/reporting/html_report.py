@@ -1,6 +1,7 @@
 """report.html: a self-contained page with the results of a run, from a Jinja2 template."""
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class Report:
         best_epoch: Epoch whose weights are used.
         comparison: Comparison with another run.
         figures_dir: Directory that contains the figures.
+        training_command: Command that trains the model again.
+        prediction_command: Command that classifies an image with the model.
         details: Heading → name → value, for the last tables.
     """
 
@@ -34,6 +37,8 @@ class Report:
     best_epoch: int
     comparison: Comparison
     figures_dir: Path
+    training_command: str
+    prediction_command: str
     details: Mapping[str, Mapping[str, object]]
 
     def render(self) -> str:
@@ -52,6 +57,9 @@ class Report:
             best_epoch=self.best_epoch,
             metric_rows=_metric_rows(self.evaluations),
             comparison=self.comparison,
+            training_command=self.training_command,
+            prediction_command=self.prediction_command,
+            placeholders=_placeholders(self.training_command, self.prediction_command),
             class_rows=_class_rows(test),
             figures={
                 name: base64.b64encode((self.figures_dir / name).read_bytes()).decode()
@@ -90,8 +98,16 @@ def _class_rows(evaluation: Evaluation) -> list[list[str]]:
     return rows
 
 
+def _placeholders(*commands: str) -> list[str]:
+    """Return the words in capitals, each once, such as DATA_DIR."""
+    return list(dict.fromkeys(re.findall(r"\b[A-Z][A-Z_]+\b", " ".join(commands))))
+
+
 def _detail_rows(values: Mapping[str, object]) -> list[list[object]]:
-    return [
-        [name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value]
-        for name, value in values.items()
-    ]
+    return [[name, _format_value(value)] for name, value in values.items()]
+
+
+def _format_value(value: object) -> object:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {part}" for name, part in value.items())
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else value

@@ -15,7 +15,7 @@ from fashion.environment import staging_dir
 from fashion.errors import UserError
 from fashion.evaluation.embeddings import EmbeddingAnalysis, Predictions
 from fashion.evaluation.metrics import Evaluation, SplitEvaluations, parameter_counts
-from fashion.reporting import comparison, dashboard, figures, model_io
+from fashion.reporting import commands, comparison, dashboard, figures, model_io
 from fashion.reporting.comparison import Comparison
 from fashion.reporting.html_report import Report
 from fashion.tracking.history import EpochMetrics
@@ -141,6 +141,7 @@ def _write_files(
         this=comparison.load_run_summary(directory),
         others=comparison.find_sibling_runs(run.options.results.output_dir),
     )
+    metadata = commands.public_metadata(run.metadata, run.options)
     report = Report(
         model_name=run.options.script_name,
         data_name=run.data.name,
@@ -148,7 +149,9 @@ def _write_files(
         best_epoch=run.epoch_logger.best.epoch,
         comparison=compared,
         figures_dir=directory,
-        details={heading: run.metadata[part] for heading, part in REPORT_TABLES.items()},
+        training_command=commands.training_command(run.options),
+        prediction_command=commands.prediction_command(run.options),
+        details={heading: metadata[part] for heading, part in REPORT_TABLES.items()},
     )
     path = directory / "report.html"
     path.write_text(report.render(), encoding="utf-8", errors="xmlcharrefreplace")

@@ -4,9 +4,9 @@ import json
 import resource
 
 from fashion.backbones import architectures
-from fashion.cli.recipes import RECIPES
 from fashion.fine_tuning import batch_norm as batch_norm_module
 from fashion.fine_tuning.checkpoint import load_or_create_checkpoint
+from fashion.recipes import RECIPES
 from fashion.tracking.history import EpochLogger
 
 import keras

@@ -3,7 +3,7 @@
 import functools
 
 from fashion.backbones.feature_cache import FeatureCache, read_views
-from fashion.cli.recipes import RECIPES
+from fashion.recipes import RECIPES
 
 import keras
 import numpy as np

@@ -1,6 +1,6 @@
 """Recipes: the options that they set, and precedence."""
 
-from fashion.cli.recipes import RECIPES, apply_recipe
+from fashion.recipes import RECIPES, apply_recipe, default_options
 
 import pytest
 from helpers.scripts import parse_options
@@ -20,6 +20,14 @@ def test_recipe_sets_only_its_options(name):
 
 def test_apply_recipe_to_script_without_recipes_keeps_defaults():
     assert apply_recipe(cnn_basic.Options(), ["--recipe", "fast"]) == cnn_basic.Options()
+
+
+def test_default_options_have_only_the_recipe():
+    given = ("--epochs", 3, "--seed", 4, "--mirror")
+    for recipe in RECIPES:
+        options = parse_options(resnet50_fashion, "--recipe", recipe, *given)
+        assert default_options(options) == parse_options(resnet50_fashion, "--recipe", recipe)
+    assert default_options(parse_options(cnn_basic, "--seed", 4)) == cnn_basic.Options()
 
 
 def test_published_recipe_is_the_default():

@@ -58,7 +58,16 @@ class RecipeOptions:
 
 def apply_recipe(options: OptionsT, argv: Sequence[str]) -> OptionsT:
     """Return the options with the values of the recipe that `argv` names, if any."""
-    name = _recipe_in_argv(argv)
+    return _set_recipe(options, _recipe_in_argv(argv))
+
+
+def default_options(options: OptionsT) -> OptionsT:
+    """Return the defaults of the options' script with the values of the options' recipe."""
+    return _set_recipe(type(options)(), options.config().get("recipe"))
+
+
+def _set_recipe(options: OptionsT, name: str | None) -> OptionsT:
+    """Return the options with the values of a recipe, if there is one of that name."""
     if name not in RECIPES or "recipe" not in options.config():
         return options  # the parser reports an invalid name
     values = {"recipe": name} | RECIPES[name]
