@@ -479,7 +479,7 @@ def runtimes(options: argparse.Namespace) -> str:
     header = (
         "runtime, precision",
         "images/s",
-        "ratio",
+        "speedup",
         "fraction of matrix multiplication",
         "memory",
         "difference",
@@ -621,7 +621,7 @@ def fine_tuning(options: argparse.Namespace) -> str:
                 ]
             )
             print(*rows[-1], flush=True)
-    header = "batch normalization", "batch size", "images/s", "ratio", "input pipeline", "memory"
+    header = "batch normalization", "batch size", "images/s", "speedup", "input pipeline", "memory"
     return (
         markdown_table(header, rows)
         + f"\n\nMedian (range) of {options.rounds} epochs of {options.tuning_images} augmented "
@@ -718,7 +718,7 @@ def end_to_end(options: argparse.Namespace) -> str:
         rows.append([name, format_duration(seconds), ratio, peak])
     rates = format_median_range([1 / part[0] for part in timings])
     return (
-        markdown_table(["", "time", "ratio", "memory"], rows)
+        markdown_table(["", "time", "speedup", "memory"], rows)
         + f"\n\n{sizes[TRAIN]:,} training, {sizes[VALIDATION]:,} validation, {sizes[TEST]:,} test "
         f"images, {epochs} epochs; the complete commands of `resnet50_fashion.py` are measured. "
         "The naive Keras script (frozen base inside `fit`, upscaling by tf.data) is timed before "
@@ -765,7 +765,7 @@ def baseline(options: argparse.Namespace) -> str:
             ]
         )
     return (
-        markdown_table(["", "epoch", "ratio", "complete command", "memory"], rows)
+        markdown_table(["", "epoch", "speedup", "complete command", "memory"], rows)
         + f"\n\nMedian (range) of the epochs after the first, {options.epochs} epochs, "
         f"{options.rounds} alternating commands each. The plain script does not evaluate the test "
         "images, and plots and saves nothing."
