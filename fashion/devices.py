@@ -4,6 +4,7 @@ This is the only module that deals with TensorFlow's distribution strategy.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -117,6 +118,23 @@ def handle_out_of_memory(stage: str, reduce: str) -> Iterator[None]:
         if isinstance(error, tf.errors.InternalError) and not is_full:
             raise
         raise UserError(f"out of memory (stage: {stage}); try a smaller {reduce}") from None
+
+
+def warn_if_memory_is_low(needed: float, reduce: str) -> None:
+    """Warn if the CPU's memory is less than `needed` bytes; GPUs have their own.
+
+    Args:
+        needed: Estimate of the bytes that will be allocated.
+        reduce: Option to reduce, for the message.
+    """
+    available = environment.available_memory()
+    if tf.config.get_visible_devices("GPU") or available is None or available >= needed:
+        return
+    print(
+        f"WARNING: training needs about {environment.format_bytes(needed)} of memory, but only "
+        f"{environment.format_bytes(available)} are available; a smaller {reduce} needs less",
+        file=sys.stderr,
+    )
 
 
 def predict_in_batches(

@@ -21,6 +21,10 @@ import tensorflow as tf
 import wandb
 
 PROC = Path("/proc")  # Linux only
+CGROUP_MEMORY_LIMITS = (  # a container's, in versions 2 and 1 of cgroups
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 ROOT = Path(__file__).parents[1]
 PROJECT_FILES = ("cnn_basic.py", "resnet50_fashion.py", "common.py", "fashion", "requirements.txt")
 
@@ -91,10 +95,25 @@ def peak_memory() -> dict[str, float]:
     return {name: round(value, 2) for name, value in peak.items()}
 
 
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process may still use, or None if unknown.
+
+    That is the memory that the system has available, or what a container's limit leaves.
+    """
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        available = int((PROC / "meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+        used = int((PROC / "self" / "status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+        for path in CGROUP_MEMORY_LIMITS:
+            with contextlib.suppress(OSError, ValueError):  # "max": no limit
+                available = min(available, int(path.read_text()) - used)
+        return max(available, 0)
+    return None
+
+
 # ------------------------------------------------------------------------ files and downloads
 
 
-def format_bytes(size: int) -> str:
+def format_bytes(size: float) -> str:
     """Format a size in bytes, such as "1.2 GB" or "35 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 

@@ -160,6 +160,21 @@ def test_handle_out_of_memory_names_the_option():
         tf.zeros([10**14])  # 400 TB
 
 
+def test_warn_if_memory_is_low_prints_needed_and_available_memory(monkeypatch, capsys):
+    for available, err in (
+        (8_000_000_000, ""),
+        (None, ""),  # unknown
+        (
+            1_600_000_000,
+            "WARNING: training needs about 2.5 GB of memory, but only 1.6 GB are available; a "
+            "smaller --batch-size needs less\n",
+        ),
+    ):
+        monkeypatch.setattr(environment, "available_memory", lambda value=available: value)
+        devices.warn_if_memory_is_low(2.5e9, "--batch-size")
+        assert capsys.readouterr().err == err
+
+
 def test_handle_out_of_memory_propagates_other_internal_errors():
     full = "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not initialized."
     for text, expected in (full, common.UserError), ("something", tf.errors.InternalError):

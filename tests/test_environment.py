@@ -117,6 +117,21 @@ def test_cpu_info_ignores_malformed_lines(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_available_memory_is_the_systems_or_the_containers(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(environment, "CGROUP_MEMORY_LIMITS", (tmp_path / "absent", limit))
+    limit.write_text("max\n")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < environment.available_memory() < total
+    used = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    limit.write_text(f"{used + 10**8}\n")
+    assert environment.available_memory() == pytest.approx(10**8, abs=3e7)
+    limit.write_text("1000\n")
+    assert environment.available_memory() == 0
+    monkeypatch.setattr(environment, "PROC", tmp_path)  # no Linux
+    assert environment.available_memory() is None
+
+
 def test_peak_memory_is_at_least_the_memory_of_a_freed_block():
     block = np.ones(25_000_000)  # 0.2 GB
     with_block = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

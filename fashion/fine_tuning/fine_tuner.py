@@ -205,5 +205,8 @@ def create_fine_tuner(
     freeze_point = FreezePoint.from_end(
         num_blocks, backbone, options.head.feature_names, train_batch_norm
     )
+    needed = options.fine_tuning.fine_tune_batch_size * freeze_point.activation_bytes
+    # Gradients need memory too, but not all activations are kept.
+    devices.warn_if_memory_is_low(needed, "--fine-tune-batch-size")
     checkpoint = load_or_create_checkpoint(options, data, backbone)
     return FineTuner(options.fine_tuning, options.head, freeze_point, checkpoint)

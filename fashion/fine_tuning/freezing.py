@@ -1,5 +1,6 @@
 """The split of a network into frozen blocks and blocks that fine-tuning trains."""
 
+import math
 from dataclasses import dataclass
 
 from fashion import devices
@@ -126,6 +127,13 @@ class FreezePoint:
         """Return a frozen copy of trained blocks with folded batch normalization."""
         activations = keras.Input(blocks.input.shape[1:], dtype="float16", name="activations")
         return folding.fold_batch_norm(blocks, activations, self._dtype)
+
+    @property
+    def activation_bytes(self) -> int:
+        """The bytes of all activations of the unfrozen blocks for one image."""
+        itemsize = 4 if self.backbone.precision == "float32" else 2
+        shapes = (layer.output.shape[1:] for layer in self._original_blocks.layers)
+        return itemsize * sum(map(math.prod, shapes))
 
     @property
     def _dtype(self) -> str:

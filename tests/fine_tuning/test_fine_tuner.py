@@ -306,6 +306,15 @@ def test_too_many_blocks_raise_usage_error(command_line, small_resnet):
     assert done.err == f"resnet50_fashion.py: error: {expected}\n"
 
 
+def test_too_little_memory_is_a_warning_before_the_extraction(command_line, small_resnet):
+    argv = ("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64)
+    argv += ("--fine-tune-blocks", 2, "--fine-tune-batch-size", 100_000_000, "--wandb", "offline")
+    done = command_line(resnet50_fashion, *argv, "--cache-dir", "/dev/null/absent")
+    assert done.code == 1  # the extraction fails
+    assert "WARNING: training needs about " in done.err
+    assert "; a smaller --fine-tune-batch-size needs less\n" in done.err
+
+
 def test_small_resnet_is_a_subset_of_resnet50():
     """The tests above rely on equal layer names and types."""
     small = build_small_resnet(include_top=False, weights=None, input_shape=(64, 64, 3))

@@ -1,5 +1,7 @@
 """Frozen and trainable parts together equal the complete network."""
 
+import dataclasses
+
 from fashion import devices
 from fashion.backbones import architectures
 from fashion.backbones.architectures import Backbone
@@ -99,6 +101,21 @@ def test_frozen_part_outputs_activations_and_earlier_features(random_backbone):
     shapes = {name: value.shape[1:] for name, value in frozen.output.items()}
     assert shapes == {"activations": (6, 6, 1024), "conv3_avg": (512,)}
     assert frozen.name == "activations-12"  # conv4 ends with the 13th of 16 blocks
+
+
+def test_activation_bytes_are_those_of_all_layers_outputs(random_backbone):
+    backbone = random_backbone("resnet50", 96, "float32")
+    freeze_point = FreezePoint.from_end(2, backbone, ("conv5_avg",))
+    blocks = freeze_point._original_blocks
+    inputs = architectures.block_input(backbone.model, freeze_point.block)
+    values = np.zeros((3, *inputs.shape[1:]), "float32")
+    layers = [layer for layer in blocks.layers if not isinstance(layer, keras.layers.InputLayer)]
+    outputs = keras.Model(inputs, [layer.output for layer in layers]).predict(values)
+    expected = sum(output.nbytes for output in (values, *outputs))
+    assert 3 * freeze_point.activation_bytes == expected
+    half = dataclasses.replace(backbone, precision="bfloat16")
+    half_freeze_point = dataclasses.replace(freeze_point, backbone=half)
+    assert 2 * half_freeze_point.activation_bytes == freeze_point.activation_bytes
 
 
 @pytest.mark.parametrize(
