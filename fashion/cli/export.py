@@ -4,7 +4,9 @@ An exported model takes raw uint8 (N, 28, 28) images, any number of them, and re
 (N, classes) probabilities, like `model.keras`.
 """
 
+import contextlib
 import importlib.util
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -93,7 +95,7 @@ def _write_savedmodel(model: keras.Model, path: Path) -> None:
 
 def _predict_savedmodel(path: Path, images: np.ndarray) -> np.ndarray:
     model = tf.saved_model.load(str(path))  # its variables live only as long as the object
-    return model.serve(images).numpy()
+    return model.signatures["serving_default"](images=tf.constant(images))["output_0"].numpy()
 
 
 FORMATS = {
@@ -102,7 +104,7 @@ FORMATS = {
         "model.tflite", _write_litert, _predict_litert, ("ai-edge-litert",), min_keras=(3, 13)
     ),
     "openvino": Format(
-        "model_openvino", _write_openvino, _predict_openvino, ("openvino",), min_keras=(3, 11)
+        "model_openvino", _write_openvino, _predict_openvino, ("openvino",), min_keras=(3, 13)
     ),
     "savedmodel": Format("model_savedmodel", _write_savedmodel, _predict_savedmodel),
 }
@@ -159,9 +161,10 @@ def _check_requirements(formats: dict[str, Format]) -> None:
             if not importlib.util.find_spec(package.replace("-", "_")):
                 missing.append(package)
     if missing:
+        # With requirements.txt, pip keeps versions that TensorFlow and W&B can use.
+        command = " ".join(["pip install -r requirements.txt", *missing])
         raise UsageError(
-            f"--export {' '.join(formats)}: packages are missing or too old; run `pip install "
-            f"{' '.join(missing)}`"
+            f"--export {' '.join(formats)}: packages are missing or too old; run `{command}`"
         )
 
 
@@ -198,7 +201,8 @@ def export_and_compare(
         UserError: If it cannot be written or run, or the difference is above `MAX_DIFFERENCE`.
     """
     try:
-        FORMATS[name].write(model, path)
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.13 prints despite verbose=False
+            FORMATS[name].write(model, path)
         # Two batch sizes, since an exported model takes any.
         batches = [FORMATS[name].predict(path, part) for part in (images[:1], images)]
     except OSError:

@@ -246,7 +246,7 @@ def test_errors_before_any_work(script, command_line, tmp_path, monkeypatch):
     assert done.code == 2
     assert done.err == (
         f"{name}: error: --export litert onnx: packages are missing or too old; run "
-        "`pip install 'keras>=3.13' ai-edge-litert tf2onnx onnxruntime`\n"
+        "`pip install -r requirements.txt 'keras>=3.13' ai-edge-litert tf2onnx onnxruntime`\n"
     )
     done = command_line(script, "--export", "coreml")
     assert done.code == 2
