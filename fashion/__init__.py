@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 
 for _fd, _name in enumerate(("stdin", "stdout", "stderr")):
@@ -28,14 +29,17 @@ HIDDEN_VARIABLES = (
     "KERAS_MAX_EPOCHS",  # --epochs decides
     "KERAS_MAX_STEPS_PER_EPOCH",
     "KERAS_NNX_ENABLED",  # for JAX
+    "MATPLOTLIBRC",
     "NUMPY_EXPERIMENTAL_ARRAY_FUNCTION",
     "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
     "TF2_BEHAVIOR",  # Keras 3 needs TensorFlow 2's
 )
+# Values of such variables during the import, in place of the user's settings files.
+IMPORT_VARIABLES = {"KERAS_NNX_ENABLED": "false", "MATPLOTLIBRC": os.devnull}
 # Paths whose "~" not every library expands, besides WANDB_…; a directory of that name would be
 # created instead.
 PATH_VARIABLES = (
-    *("KERAS_HOME", "MATPLOTLIBRC", "MPLCONFIGDIR", "NETRC", "TMPDIR"),
+    *("KERAS_HOME", "MPLCONFIGDIR", "NETRC", "TMPDIR"),
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
 )
 if os.path.expanduser("~") == "~":  # a user without home directory, as in some containers
@@ -49,6 +53,10 @@ for _name, _value in list(os.environ.items()):
     # directory.
     if not _value and (_is_wandb or _name == "KERAS_HOME"):
         del os.environ[_name]
+# W&B's process of a parent process, which may have ended. W&B starts a process of its own.
+os.environ.pop("WANDB_SERVICE", None)
+if any(option.startswith("error") for option in sys.warnoptions):  # such as PYTHONWARNINGS=error
+    warnings.simplefilter("default")  # Keras and TensorFlow cause warnings
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # overrides keras.json
 # Messages about GPU drivers would hide the results.
@@ -57,11 +65,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 @contextlib.contextmanager
 def _hide_variables() -> Iterator[None]:
-    """Remove `HIDDEN_VARIABLES` from the environment inside the block."""
+    """Remove `HIDDEN_VARIABLES` from the environment, and set `IMPORT_VARIABLES`, in the block."""
     hidden = {name: os.environ.pop(name) for name in HIDDEN_VARIABLES if name in os.environ}
+    os.environ |= IMPORT_VARIABLES
     try:
         yield
     finally:
+        for name in IMPORT_VARIABLES:
+            del os.environ[name]
         os.environ |= hidden
 
 
@@ -86,6 +97,12 @@ def _suppress_stderr() -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             sys.exit(130)  # Ctrl-C, without a traceback through all the imports
+        except (OSError, ValueError) as error:
+            keras_json = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "keras.json")
+            sys.exit(
+                f"error: could not import Keras: {error}. If this is a setting in {keras_json}, or "
+                "in ./matplotlibrc, correct it, or delete the file."
+            )
         except BaseException:
             captured.seek(0)
             os.write(stderr, captured.read())
@@ -99,7 +116,9 @@ def _suppress_stderr() -> Iterator[None]:
 with _suppress_stderr(), _hide_variables():
     import keras
     import tensorflow as tf
+    import wandb  # noqa: F401 (here because it is slow as well, and Ctrl-C is handled)
 
 tf.get_logger().setLevel("ERROR")  # silence the retracing warning
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)

@@ -114,6 +114,36 @@ def test_import_needs_no_temporary_directory(tmp_path):
     assert (process.returncode, err) == (0, "")
 
 
+SETTINGS = """
+import os
+import sys
+import fashion
+import keras
+import matplotlib
+print(keras.config.epsilon(), matplotlib.rcParams["font.size"], sys.modules["wandb"].__name__)
+print(os.environ["MATPLOTLIBRC"], os.environ.get("WANDB_SERVICE"))
+"""
+
+
+def test_import_ignores_settings_files_and_the_service_of_a_parent(tmp_path):
+    """A matplotlibrc in UTF-16, as PowerShell writes it; NNX needs JAX."""
+    (tmp_path / "rc").write_text("font.size: 99", encoding="utf-16")
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text('{"nnx_enabled": true, "epsilon": 0.1}')
+    variables = {"MATPLOTLIBRC": "rc", "WANDB_SERVICE": "3-1-unix-/nonexistent"}
+    out, err = start_python(tmp_path, SETTINGS, **variables).communicate()
+    assert out == "1e-07 10.0 wandb\nrc None\n", err
+
+
+def test_unusable_keras_json_is_an_error_in_one_line(tmp_path):
+    (tmp_path / "keras.json").write_text('{"floatx": "float8"}')
+    process = start_python(tmp_path, "import fashion", KERAS_HOME=str(tmp_path))
+    out, err = process.communicate()
+    assert (process.returncode, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: could not import Keras: Invalid `floatx`")
+    assert str(tmp_path / "keras.json") in err
+
+
 FAILING = """
 import os
 level = os.environ["TF_CPP_MIN_LOG_LEVEL"].encode()
