@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 
@@ -76,6 +77,15 @@ def _hide_variables() -> Iterator[None]:
         os.environ |= hidden
 
 
+def _settings_file(error: BaseException) -> str | None:
+    """Return the settings file whose reading raised an error, or None if there is another cause."""
+    keras_json = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "keras.json")
+    paths = {"keras.src.backend.config": keras_json, "matplotlib": "./matplotlibrc"}
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = [frame.f_globals.get("__name__") for frame, _ in frames][-2:]  # may end in `codecs`
+    return next((path for module, path in paths.items() if module in modules), None)
+
+
 @contextlib.contextmanager
 def _suppress_stderr() -> Iterator[None]:
     """Suppress stderr inside the block; replay it if the block raises.
@@ -97,13 +107,9 @@ def _suppress_stderr() -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             sys.exit(130)  # Ctrl-C, without a traceback through all the imports
-        except (OSError, ValueError) as error:
-            keras_json = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "keras.json")
-            sys.exit(
-                f"error: could not import Keras: {error}. If this is a setting in {keras_json}, or "
-                "in ./matplotlibrc, correct it, or delete the file."
-            )
-        except BaseException:
+        except BaseException as error:
+            if path := _settings_file(error):
+                sys.exit(f"error: {path} cannot be used: {error}; correct or delete it")
             captured.seek(0)
             os.write(stderr, captured.read())
             raise

@@ -135,13 +135,22 @@ def test_import_ignores_settings_files_and_the_service_of_a_parent(tmp_path):
     assert out == "1e-07 10.0 wandb\nrc None\n", err
 
 
-def test_unusable_keras_json_is_an_error_in_one_line(tmp_path):
-    (tmp_path / "keras.json").write_text('{"floatx": "float8"}')
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("keras.json", b'{"floatx": "float8"}', "Invalid `floatx`"),
+        ("keras.json", b"[]", "'list' object has no attribute"),
+        ("matplotlibrc", "font.size: 9".encode("utf-16"), "'utf-8' codec can't decode"),
+    ],
+)
+def test_unusable_settings_file_is_an_error_in_one_line(name, content, reason, tmp_path):
+    """Matplotlib prefers a file in the working directory to all others."""
+    (tmp_path / name).write_bytes(content)
     process = start_python(tmp_path, "import fashion", KERAS_HOME=str(tmp_path))
     out, err = process.communicate()
-    assert (process.returncode, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("error: could not import Keras: Invalid `floatx`")
-    assert str(tmp_path / "keras.json") in err
+    assert (process.returncode, out, err.count("\n")) == (1, "", 1), err
+    path = tmp_path / name if name == "keras.json" else "./matplotlibrc"
+    assert err.startswith(f"error: {path} cannot be used: {reason}")
 
 
 FAILING = """
