@@ -11,6 +11,8 @@ import os
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Iterator
 
 for _fd, _name in enumerate(("stdin", "stdout", "stderr")):
@@ -28,14 +30,17 @@ HIDDEN_VARIABLES = (
     "KERAS_MAX_EPOCHS",  # --epochs decides
     "KERAS_MAX_STEPS_PER_EPOCH",
     "KERAS_NNX_ENABLED",  # for JAX
+    "MATPLOTLIBRC",
     "NUMPY_EXPERIMENTAL_ARRAY_FUNCTION",
     "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
     "TF2_BEHAVIOR",  # Keras 3 needs TensorFlow 2's
 )
+# Values of such variables during the import, in place of the user's settings files.
+IMPORT_VARIABLES = {"KERAS_NNX_ENABLED": "false", "MATPLOTLIBRC": os.devnull}
 # Paths whose "~" not every library expands, besides WANDB_…; a directory of that name would be
 # created instead.
 PATH_VARIABLES = (
-    *("KERAS_HOME", "MATPLOTLIBRC", "MPLCONFIGDIR", "NETRC", "TMPDIR"),
+    *("KERAS_HOME", "MPLCONFIGDIR", "NETRC", "TMPDIR"),
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
 )
 if os.path.expanduser("~") == "~":  # a user without home directory, as in some containers
@@ -49,6 +54,10 @@ for _name, _value in list(os.environ.items()):
     # directory.
     if not _value and (_is_wandb or _name == "KERAS_HOME"):
         del os.environ[_name]
+# W&B's process of a parent process, which may have ended. W&B starts a process of its own.
+os.environ.pop("WANDB_SERVICE", None)
+if any(option.startswith("error") for option in sys.warnoptions):  # such as PYTHONWARNINGS=error
+    warnings.simplefilter("default")  # Keras and TensorFlow cause warnings
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # overrides keras.json
 # Messages about GPU drivers would hide the results.
@@ -57,12 +66,24 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 @contextlib.contextmanager
 def _hide_variables() -> Iterator[None]:
-    """Remove `HIDDEN_VARIABLES` from the environment inside the block."""
+    """Remove `HIDDEN_VARIABLES` from the environment, and set `IMPORT_VARIABLES`, in the block."""
     hidden = {name: os.environ.pop(name) for name in HIDDEN_VARIABLES if name in os.environ}
+    os.environ |= IMPORT_VARIABLES
     try:
         yield
     finally:
+        for name in IMPORT_VARIABLES:
+            del os.environ[name]
         os.environ |= hidden
+
+
+def _settings_file(error: BaseException) -> str | None:
+    """Return the settings file whose reading raised an error, or None if there is another cause."""
+    keras_json = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "keras.json")
+    paths = {"keras.src.backend.config": keras_json, "matplotlib": "./matplotlibrc"}
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = [frame.f_globals.get("__name__") for frame, _ in frames][-2:]  # may end in `codecs`
+    return next((path for module, path in paths.items() if module in modules), None)
 
 
 @contextlib.contextmanager
@@ -86,7 +107,9 @@ def _suppress_stderr() -> Iterator[None]:
             yield
         except KeyboardInterrupt:
             sys.exit(130)  # Ctrl-C, without a traceback through all the imports
-        except BaseException:
+        except BaseException as error:
+            if path := _settings_file(error):
+                sys.exit(f"error: {path} cannot be used: {error}; correct or delete it")
             captured.seek(0)
             os.write(stderr, captured.read())
             raise
@@ -99,7 +122,9 @@ def _suppress_stderr() -> Iterator[None]:
 with _suppress_stderr(), _hide_variables():
     import keras
     import tensorflow as tf
+    import wandb  # noqa: F401 (here because it is slow as well, and Ctrl-C is handled)
 
 tf.get_logger().setLevel("ERROR")  # silence the retracing warning
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)

@@ -31,6 +31,14 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class CacheDirError(UserError):
+    """An error of writing to `--cache-dir`."""
+
+    def __init__(self, error: OSError) -> None:
+        """Describe `error`."""
+        super().__init__(f"--cache-dir: {error}; use a writable directory with free space")
+
+
 class Terminated(KeyboardInterrupt):
     """A signal that asks the process to end; handled like Ctrl-C.
 

@@ -114,6 +114,45 @@ def test_import_needs_no_temporary_directory(tmp_path):
     assert (process.returncode, err) == (0, "")
 
 
+SETTINGS = """
+import os
+import sys
+import fashion
+import keras
+import matplotlib
+print(keras.config.epsilon(), matplotlib.rcParams["font.size"], sys.modules["wandb"].__name__)
+print(os.environ["MATPLOTLIBRC"], os.environ.get("WANDB_SERVICE"))
+"""
+
+
+def test_import_ignores_settings_files_and_the_service_of_a_parent(tmp_path):
+    """A matplotlibrc in UTF-16, as PowerShell writes it; NNX needs JAX."""
+    (tmp_path / "rc").write_text("font.size: 99", encoding="utf-16")
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text('{"nnx_enabled": true, "epsilon": 0.1}')
+    variables = {"MATPLOTLIBRC": "rc", "WANDB_SERVICE": "3-1-unix-/nonexistent"}
+    out, err = start_python(tmp_path, SETTINGS, **variables).communicate()
+    assert out == "1e-07 10.0 wandb\nrc None\n", err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("keras.json", b'{"floatx": "float8"}', "Invalid `floatx`"),
+        ("keras.json", b"[]", "'list' object has no attribute"),
+        ("matplotlibrc", "font.size: 9".encode("utf-16"), "'utf-8' codec can't decode"),
+    ],
+)
+def test_unusable_settings_file_is_an_error_in_one_line(name, content, reason, tmp_path):
+    """Matplotlib prefers a file in the working directory to all others."""
+    (tmp_path / name).write_bytes(content)
+    process = start_python(tmp_path, "import fashion", KERAS_HOME=str(tmp_path))
+    out, err = process.communicate()
+    assert (process.returncode, out, err.count("\n")) == (1, "", 1), err
+    path = tmp_path / name if name == "keras.json" else "./matplotlibrc"
+    assert err.startswith(f"error: {path} cannot be used: {reason}")
+
+
 FAILING = """
 import os
 level = os.environ["TF_CPP_MIN_LOG_LEVEL"].encode()

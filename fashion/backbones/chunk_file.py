@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fashion.environment import staging_dir
-from fashion.errors import UserError
+from fashion.errors import CacheDirError
 
 import filelock
 import numpy as np
@@ -45,7 +45,7 @@ def merge(path: Path, features: dict[str, np.ndarray]) -> None:
     """Add features to a file, which is created if needed; intact features in it are kept.
 
     Raises:
-        UserError: If the file cannot be written.
+        CacheDirError: If the file cannot be written.
     """
     num_images = len(next(iter(features.values())))
     try:
@@ -59,7 +59,7 @@ def merge(path: Path, features: dict[str, np.ndarray]) -> None:
                         np.lib.format.write_array(file, values, allow_pickle=False)
             tmp_path.replace(path)
     except OSError as error:
-        raise UserError(f"--cache-dir: {error}; use a writable directory with free space") from None
+        raise CacheDirError(error) from None
 
 
 def _read_intact(path: Path, num_images: int) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from fashion.backbones import chunk_file
 from fashion.backbones.progress import Progress
 from fashion.datasets.dataset import Split
 from fashion.environment import format_bytes
-from fashion.errors import UserError
+from fashion.errors import CacheDirError, UserError
 
 import keras
 import numpy as np
@@ -112,9 +112,7 @@ class FeatureCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.directory).free
         except OSError as error:
-            raise UserError(
-                f"--cache-dir: {error}; use a writable directory with free space"
-            ) from None
+            raise CacheDirError(error) from None
         if size > free:
             raise UserError(
                 f"{title} need {format_bytes(size)}, but {self.directory} has only "

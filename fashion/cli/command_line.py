@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ def run_script(
 
     def parse_and_run() -> None:
         options = parse_options(options_type, description, sys.argv[1:])
+        _check_working_dir()
         actions = options.actions
         if actions.export:
             export.export_model(actions.export, options)
@@ -47,6 +49,16 @@ def run_script(
             main(options)
 
     errors.run_script(parse_and_run)
+
+
+def _check_working_dir() -> None:
+    """Raise a `UsageError` if the working directory has been deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "the working directory has been deleted; change to another one (cd)"
+        ) from None
 
 
 def _check_output_dirs(options: Options) -> None:

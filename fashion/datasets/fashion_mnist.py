@@ -58,11 +58,7 @@ def _load_directory(directory: Path) -> RawDataset:
         if directory.exists() and not directory.is_dir():
             raise DataFileError(f"{directory} is a file; expected a directory")
         directory = idx_files.find_data_dir(root := directory) or directory
-        # Also beside a subdirectory `raw`.
-        path = next(
-            (p for p in (directory / "SHA256SUMS", root / "SHA256SUMS") if p.exists()), None
-        )
-        if path:
+        if path := _find_in("SHA256SUMS", directory, root):
             checksums = idx_files.read_checksums(path)
             source = f"{directory} (--data-dir, verified by its SHA256SUMS)"
             if checksums.keys() != FASHION_MNIST_SHA256.keys():
@@ -77,6 +73,12 @@ def _load_directory(directory: Path) -> RawDataset:
         raise UserError(f"--data-dir: {error}{hint}") from None
     except (DataFileError, OSError, ValueError) as error:
         raise UserError(f"--data-dir: {error}") from None
+
+
+def _find_in(name: str, *directories: Path | None) -> Path | None:
+    """Return the file of this name in the first directory that contains one, or None."""
+    paths = [directory / name for directory in directories if directory]
+    return next((path for path in paths if path.exists()), None)
 
 
 def _load_first_available(download: bool) -> RawDataset:
@@ -112,7 +114,7 @@ def _load_first_available(download: bool) -> RawDataset:
 def _load_files(
     directory: Path, checksums: dict[str, str], source: str, root: Path | None = None
 ) -> RawDataset:
-    """Load and verify the four files of a directory; `classes.txt` may be in `root` instead.
+    """Load and verify the four files of a directory, which may be a subdirectory of `root`.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -131,9 +133,7 @@ def _load_files(
         for i in (1, 3)
     )
     first_label, class_names = _load_class_names(
-        root if root and not (directory / "classes.txt").exists() else directory,
-        (train_labels, test_labels),
-        checksums,
+        directory, root, (train_labels, test_labels), checksums
     )
     train_labels, test_labels = train_labels - first_label, test_labels - first_label
     warn_about_classes(class_names, {"training": train_labels, "test": test_labels})
@@ -144,14 +144,17 @@ def _load_files(
         test_labels=test_labels,
         source=source,
         sha256=checksums,
-        name="Fashion-MNIST" if class_names == CLASS_NAMES else directory.resolve().name,
+        name="Fashion-MNIST" if class_names == CLASS_NAMES else (root or directory).resolve().name,
         class_names=class_names,
         first_label=first_label,
     )
 
 
 def _load_class_names(
-    directory: Path, labels: tuple[np.ndarray, np.ndarray], checksums: dict[str, str]
+    directory: Path,
+    root: Path | None,
+    labels: tuple[np.ndarray, np.ndarray],
+    checksums: dict[str, str],
 ) -> tuple[int, tuple[str, ...]]:
     """Return the first label and the class names in `classes.txt`, Fashion-MNIST's, or numbers.
 
@@ -163,15 +166,14 @@ def _load_class_names(
         DataFileError: If the file cannot be read, or has another number of names.
     """
     smallest, largest = (int(f([f(part) for part in labels])) for f in (np.min, np.max))
-    path = directory / "classes.txt"
-    try:
-        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except FileNotFoundError:
+    path = _find_in("classes.txt", directory, root)
+    if not path:
         if checksums == FASHION_MNIST_SHA256:
             return 0, CLASS_NAMES
         first = int(smallest == 1)
-        numbers = map(str, range(first, largest + 1))
-        return first, validate_class_names(numbers, directory)
+        return first, validate_class_names(map(str, range(first, largest + 1)), directory)
+    try:
+        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError:
         raise DataFileError(f"{path} is not in UTF-8; save it as UTF-8") from None
     first = int(smallest >= 1 and len(names) == largest)

@@ -56,7 +56,10 @@ def _idx_files(directory: Path) -> list[Path]:
 
 def standard_name(filename: str) -> str | None:
     """Return the standard name of a variant, such as "t10k-labels-idx1-ubyte"; None for others."""
-    pattern = r"(?:.*[-_.])?(train|t10k|test)[-_.](images|labels)(?:[-_.]idx[13][-_.]ubyte)(\.gz)?"
+    pattern = (
+        r"(?:.*[-_.])?(train|t10k|test)[-_.](images|labels)[-_.]idx[123][-_.](?:ubyte|int)"
+        r"(?:[ -]?\(?\d\)?)?(\.gz)?"  # such as " (1)", of a second download
+    )
     match = re.fullmatch(pattern, filename, re.IGNORECASE)
     if not match or filename.startswith("."):  # such as macOS's "._train-images-idx3-ubyte"
         return None
@@ -149,9 +152,13 @@ def check_images(images: np.ndarray, origin: object) -> np.ndarray:
 def check_labels(labels: np.ndarray, num_images: int, origin: object) -> np.ndarray:
     """Return labels as int32 (N,).
 
+    QMNIST's have eight columns: the class, and details on the writer and the image.
+
     Raises:
         DataFileError: If they are not one non-negative integer per image.
     """
+    if labels.shape[1:] == (8,) and labels.dtype == ">i4":
+        labels = labels[:, 0]
     if labels.shape not in ((num_images,), (num_images, 1)):
         raise DataFileError(
             f"{origin} has the shape {labels.shape}; expected one label for each of the "

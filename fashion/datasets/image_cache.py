@@ -13,7 +13,7 @@ from fashion.datasets.dataset import replace_unprintable
 from fashion.datasets.image_files import find_image_files, with_progress
 from fashion.datasets.preprocessing import IMAGE_SIZE
 from fashion.environment import staging_dir
-from fashion.errors import UserError
+from fashion.errors import CacheDirError
 
 import numpy as np
 import PIL
@@ -57,7 +57,7 @@ class ImageCache:
         """Load and preprocess an image file, or read the cached result: uint8 (28, 28).
 
         Raises:
-            UserError: If the cache cannot be written.
+            CacheDirError: If the cache cannot be written.
             Exception: If the image cannot be used; Pillow raises many types.
         """
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -72,9 +72,7 @@ class ImageCache:
                 Image.fromarray(image).save(tmp_path := temporary_dir / cached_path.name)
                 tmp_path.replace(cached_path)
         except OSError as error:
-            raise UserError(
-                f"--cache-dir: {error}; use a writable directory with free space"
-            ) from None
+            raise CacheDirError(error) from None
         return image
 
 
@@ -99,7 +97,7 @@ def load_images(directory: Path, class_dirs: Sequence[Path], cache: ImageCache) 
 
     Raises:
         OSError: If a directory cannot be read.
-        UserError: If the cache cannot be written.
+        CacheDirError: If the cache cannot be written.
     """
     paths = [
         (label, path)
@@ -110,7 +108,7 @@ def load_images(directory: Path, class_dirs: Sequence[Path], cache: ImageCache) 
     for label, path in with_progress(paths, "Preprocessed"):
         try:
             images.append(cache.load(path))
-        except UserError:
+        except CacheDirError:
             raise
         except Exception as error:  # Pillow raises many types
             print(f"{replace_unprintable(str(path))}: skipped: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ from fashion.datasets.dataset import (
     validate_class_names,
     warn_about_classes,
 )
-from fashion.datasets.duplicates import warn_about_duplicates
+from fashion.datasets.duplicates import warn_about_contradictions, warn_about_duplicates
 from fashion.datasets.image_cache import ImageCache, LabeledImages, load_images
 from fashion.datasets.image_files import is_hidden, is_image_file
 from fashion.errors import UsageError, UserError
@@ -96,6 +96,7 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
         validation_mask = np.arange(len(train.labels)) >= num_train
     else:
         validation_mask = _stratified_holdout(train.labels, VALIDATION_ONE_IN)
+    warn_about_contradictions(*train.concatenate(test))
     warn_about_duplicates(
         train.images[~validation_mask], train.images[validation_mask], test.images
     )

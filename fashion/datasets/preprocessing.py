@@ -9,9 +9,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 
-PREPROCESSING_VERSION = 3  # raise it if the resulting pixels change: it keys the image cache
+PREPROCESSING_VERSION = 4  # raise it if the resulting pixels change: it keys the image cache
 IMAGE_SIZE = 28
 MAX_WORKING_SIZE = 1024  # pixels; more would only take time
 BACKGROUND_TOLERANCE = 0.05 * 255  # the authors trim edges that differ less from the background
@@ -21,8 +22,9 @@ def load_image(path: Path) -> Image.Image:
     """Load an image as RGB, 8 bits, upright, at most `MAX_WORKING_SIZE` pixels wide and high.
 
     Raises:
-        OSError: If the file does not exist, or Pillow cannot read it.
-        ValueError: If it has more pixels than Pillow's limit, 89 million.
+        OSError: If the file does not exist, or is damaged.
+        ValueError: If Pillow does not know its format, or it has more pixels than Pillow's limit,
+            89 million.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on metadata, without the name of the file
@@ -32,6 +34,10 @@ def load_image(path: Path) -> Image.Image:
             file = Image.open(path)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise ValueError("it has more than 89 million pixels; make it smaller") from None
+        except UnidentifiedImageError:
+            raise ValueError(
+                "Pillow does not know its format; if it is an image, convert it to JPEG or PNG"
+            ) from None
         with file:
             file.load()
             try:
@@ -39,7 +45,10 @@ def load_image(path: Path) -> Image.Image:
             except Exception:  # damaged metadata; Pillow raises many types
                 image = file.copy()
     if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip to 255
-        image = Image.fromarray(scale_to_8_bits(np.asarray(image)))
+        values = np.asarray(image)
+        if isinstance(file, TiffImageFile) and file.tag_v2.get(SAMPLEFORMAT, (1,)) == (1,):
+            values = values.view(values.dtype.str.replace("i", "u"))  # Pillow reads them as signed
+        image = Image.fromarray(scale_to_8_bits(values))
     image.thumbnail((MAX_WORKING_SIZE, MAX_WORKING_SIZE))
     if image.has_transparency_data:
         # Transparent pixels become white, the background of catalog photos, or black if most of

@@ -12,6 +12,7 @@ import numpy as np
 import wandb
 
 MAX_PROJECTOR_ROWS = 1000  # rows of a table that W&B's projector uses
+MAX_CONFUSION_CLASSES = 100  # W&B draws at most 10,000 cells
 MAX_MISTAKES, EXAMPLES_PER_CLASS = 100, 10  # rows of the image tables
 
 
@@ -65,13 +66,15 @@ def _evaluation_charts(evaluations: SplitEvaluations) -> dict[str, object]:
         name: [*evaluation.coverage_curve] for name, evaluation in eval_splits.items()
     }
     class_scores = [scores.as_dict() for scores in test.per_class]
-    return {
-        "test/confusion_matrix": wandb.plot.confusion_matrix(
+    charts: dict[str, object] = {}
+    if len(test.class_names) <= MAX_CONFUSION_CLASSES:
+        charts["test/confusion_matrix"] = wandb.plot.confusion_matrix(
             y_true=test.labels.tolist(),
             preds=test.predicted.tolist(),
             class_names=list(test.class_names),
             title="Test images by class",
-        ),
+        )
+    return charts | {
         "test/per_class": wandb.Table(
             columns=list(class_scores[0]), data=[list(scores.values()) for scores in class_scores]
         ),

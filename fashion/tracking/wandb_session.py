@@ -40,7 +40,8 @@ def init_run(mode: str, **defaults: Any) -> wandb.Run:
 
     Raises:
         UsageError: If W&B's settings are invalid.
-        UserError: If a file name on the command line is not valid Unicode, which W&B needs.
+        UserError: If W&B cannot write its files, or a file name on the command line is not valid
+            Unicode, which W&B needs.
     """
     if wandb_settings.is_disabled(mode):
         try:
@@ -59,8 +60,10 @@ def init_run(mode: str, **defaults: Any) -> wandb.Run:
     _check_arguments_are_encodable()
     try:
         return _init_enabled_run(resolved, mode, configured, defaults)
-    except OSError:
+    except ConnectionError:
         raise
+    except OSError as error:
+        raise wandb_settings.files_error(error) from None
     except Exception as error:  # of several classes: pydantic's, W&B's, those of its YAML files
         raise wandb_settings.invalid_settings_error(error) from None
 
@@ -139,10 +142,7 @@ def log_code_and_data(script_name: str, data: ImageDataset, wandb_run: wandb.Run
             artifact.add_file(str(checksums))
         wandb_run.log_artifact(artifact)
     except OSError as error:
-        raise UserError(
-            f"W&B could not write its files: {error}; set WANDB_DIR to another directory, or use "
-            "--wandb disabled"
-        ) from None
+        raise wandb_settings.files_error(error) from None
 
 
 def _log_code(script_name: str, wandb_run: wandb.Run) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fashion.errors import UsageError
+from fashion.errors import UsageError, UserError
 
 import wandb
 
@@ -17,8 +17,14 @@ MACHINE_INFO = ("platform", "processor", "cores", "gpus")
 
 
 def is_disabled(mode: str) -> bool:
-    """Return whether `--wandb` or WANDB_MODE disables W&B, without reading other settings."""
-    return mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled")
+    """Return whether `--wandb` or a variable disables W&B, without reading other settings.
+
+    W&B itself has no WANDB_DISABLED any more, but tutorials set it, and other libraries heed it.
+    """
+    if mode == "auto":
+        is_off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on")
+        mode = os.environ.get("WANDB_MODE", "disabled" if is_off else "online")
+    return mode == "disabled"
 
 
 @contextlib.contextmanager
@@ -49,7 +55,7 @@ def read_settings() -> wandb.Settings:
     # must be set before W&B reads its settings. W&B does not use a directory that is not writable.
     root = os.environ.get("WANDB_DIR") or "."
     existing = root if os.path.exists(root) else os.path.dirname(os.path.abspath(root))
-    if os.access(existing, os.W_OK):
+    if os.path.isdir(existing) and os.access(existing, os.W_OK):
         name = ".wandb" if os.path.exists(os.path.join(root, ".wandb")) else "wandb"
         os.environ.setdefault("WANDB_DATA_DIR", os.path.abspath(os.path.join(root, name)))
     try:
@@ -62,10 +68,32 @@ def read_settings() -> wandb.Settings:
 
 def invalid_settings_error(error: Exception) -> UsageError:
     """Return an error of one line for an exception raised by W&B about its settings."""
-    reason = " ".join(str(error).split()).split(" For further information")[0]
+    lines = str(error) or type(error).__name__
+    reason = " ".join(lines.split()).split(" For further information")[0].rstrip(".")
+    names = ", ".join(_rejected_variables())
     return UsageError(
-        f"W&B rejects its settings: {reason}. Correct the WANDB_… variable or W&B's settings file, "
-        "or use --wandb disabled"
+        f"W&B rejects {names or 'its settings'}: {reason}. Correct "
+        f"{names or 'the WANDB_… variable or the settings file'}, or use --wandb disabled"
+    )
+
+
+def _rejected_variables() -> list[str]:
+    """Return the names of the W&B variables that W&B rejects."""
+    rejected = []
+    for name, value in os.environ.items():
+        if name.startswith("WANDB_"):
+            try:
+                wandb.Settings().update_from_env_vars({name: value})
+            except Exception:  # of several classes
+                rejected.append(name)
+    return rejected
+
+
+def files_error(error: OSError) -> UserError:
+    """Return an error of one line for W&B's files that cannot be written."""
+    return UserError(
+        f"W&B could not write its files: {error}; set WANDB_DIR to another directory, or use "
+        "--wandb disabled"
     )
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from fashion.backbones import chunk_file
+from fashion.errors import CacheDirError
 
 import filelock
 import numpy as np
@@ -156,7 +157,7 @@ def test_merge_on_full_disk_raises_without_warning(tmp_path, monkeypatch, capsys
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
-    with pytest.raises(chunk_file.UserError, match=r"^--cache-dir: .*No space left on device"):
+    with pytest.raises(CacheDirError, match=r"^--cache-dir: .*No space left on device"):
         chunk_file.merge(tmp_path / "000000.npz", features_of(0, "a"))
     assert capsys.readouterr().err == ""
     assert not directory_contents(tmp_path)

@@ -70,6 +70,8 @@ def check(data, arrays):
         lambda name: name.replace("t10k", "test").upper(),
         lambda name: f"emnist-letters-{name}.gz".replace("t10k", "test"),
         lambda name: f"qmnist_{name.replace('-', '_')}.GZ",
+        lambda name: f"{name} (1).gz",  # a second download
+        lambda name: f"{name}-2",
     ],
 )
 def test_variants_of_file_names_are_found(convert, arrays, tmp_path):
@@ -112,6 +114,7 @@ def test_checksums_and_class_names_may_be_beside_the_subdirectory(arrays, tmp_pa
     data = load(tmp_path)
     check(data, arrays)
     assert data.class_names == ("a", "b", "c")
+    assert data.name == tmp_path.name
 
 
 def test_data_dir_that_is_a_file_raises(tmp_path):
@@ -188,6 +191,17 @@ def test_checksums_of_compressed_files_are_accepted(arrays, tmp_path):
 def test_labels_of_each_type_and_as_a_column_are_read(dtype, arrays, tmp_path):
     converted = [arrays[0], arrays[1].astype(dtype), arrays[2], arrays[3].astype(dtype)[:, None]]
     check(load(write(tmp_path, converted)), arrays)
+
+
+def test_labels_of_qmnist_are_read(arrays, tmp_path):
+    """The first of eight columns is the class; the others are details on the image."""
+    for i in 1, 3:
+        details = np.full((len(arrays[i]), 7), 99)
+        arrays[i] = np.column_stack([arrays[i], details]).astype("int32")
+    names = [f"qmnist-{name}.gz".replace("labels-idx1-ubyte", "labels-idx2-int") for name in NAMES]
+    data = load(write(tmp_path, arrays, names))
+    arrays[3] = arrays[3][:, 0]
+    check(data, arrays)
 
 
 @pytest.mark.parametrize("shape", [(784,), (28, 28, 1), (1, 28, 28)])

@@ -220,7 +220,7 @@ def test_unusable_files_are_skipped_with_a_message(directory, load, capsys):
     data = load(directory)
     assert sum(split.size for split in data.splits.values()) == sum(COUNTS.values())
     heic, notes, bad, empty = capsys.readouterr().err.splitlines()
-    assert bad.startswith(f"{directory / 'boots' / 'bad.jpg'}: skipped: cannot identify")
+    assert bad.startswith(f"{directory / 'boots' / 'bad.jpg'}: skipped: Pillow does not know")
     assert empty.startswith(f"{directory / 'caps' / 'empty.png'}: skipped: nothing differs")
     assert heic.startswith(f"{directory / 'socks'}: skipped 2 files of a kind that Pillow cannot")
     assert "1 file of a kind that Pillow cannot open, without an extension;" in notes
@@ -238,6 +238,20 @@ def test_duplicate_images_across_splits_are_counted(directory, load, capsys):
     assert capsys.readouterr().err == (
         "WARNING: duplicate images: 1 of 4 validation images also occur in the training set; 1 of "
         "8 test images also occur in the training or validation set.\n"
+    )
+
+
+def test_equal_images_of_two_classes_are_reported(directory, load, capsys):
+    names = sorted(path.name for path in directory.iterdir() if path.is_dir())[:2]
+    image = Image.open(directory / names[0] / "0000.png")
+    image.save(directory / names[1] / "copy.bmp")
+    load(directory)
+    assert (
+        f"WARNING: equal images in different classes: {names[0]}/0000.png and {names[1]}/copy.bmp\n"
+        in capsys.readouterr().err.replace(
+            f"{names[1]}/copy.bmp and {names[0]}/0000.png",
+            f"{names[0]}/0000.png and {names[1]}/copy.bmp",
+        )
     )
 
 

@@ -54,6 +54,13 @@ def test_images_of_all_kinds_give_equal_results(tmp_path):
         ),
     ):
         check(path)
+    # A TIFF file of unsigned numbers, which Pillow cannot write: SampleFormat 1 instead of 2.
+    unsigned = Image.fromarray((draw_garment().astype("uint32") << 24).view("int32"))
+    content = save_image(tmp_path / "signed.tiff", unsigned).read_bytes()
+    entry = struct.pack("<HHI", 339, 3, 1)
+    assert content.count(entry) == 1
+    (tmp_path / "unsigned.tiff").write_bytes(content.replace(entry + b"\2", entry + b"\1"))
+    check(tmp_path / "unsigned.tiff")
     path = save_image(tmp_path / "white.png", Image.fromarray(white))
     image = preprocessing.preprocess_image(preprocessing.load_image(path))
     assert np.array_equal(image[INNER], 255 * (EXPECTED > 0)[INNER])
@@ -104,6 +111,14 @@ def test_twelve_bits_in_a_16_bit_file_give_the_image_of_8_bits(tmp_path):
         Image.fromarray(image).save(tmp_path / name)
         results.append(preprocessing.preprocess_image(preprocessing.load_image(tmp_path / name)))
     np.testing.assert_allclose(*(result.astype(int) for result in results), atol=2)
+
+
+def test_file_of_another_kind_is_named_as_such(tmp_path):
+    """Such as a HEIC file with the extension .jpg, or an error page of a server."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(ValueError, match=r"Pillow does not know its format; .*convert it to JPEG"):
+        preprocessing.load_image(path)
 
 
 def test_damaged_metadata_do_not_matter(tmp_path):

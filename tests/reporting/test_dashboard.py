@@ -4,6 +4,8 @@ import collections
 import gzip
 
 from fashion.datasets.dataset import CLASS_NAMES
+from fashion.evaluation.metrics import Evaluation, SplitEvaluations
+from fashion.reporting import dashboard
 
 import numpy as np
 import pytest
@@ -22,6 +24,15 @@ def test_dashboard_contains_confusion_matrix_and_class_scores(wandb_tables, metr
     assert matrix.sum() == metrics["data"]["test"]
     assert np.trace(matrix) / matrix.sum() == metrics["test"]["accuracy"]
     assert wandb_tables["test/per_class"] == metrics["test"]["per_class"]
+
+
+@pytest.mark.parametrize(("num_classes", "is_logged"), [(100, True), (101, False)])
+def test_confusion_matrix_that_wandb_cannot_draw_is_left_out(num_classes, is_logged):
+    labels = np.arange(num_classes)
+    names = tuple(map(str, labels))
+    evaluation = Evaluation(np.eye(num_classes), labels, names)
+    charts = dashboard._evaluation_charts(SplitEvaluations(*3 * [evaluation]))
+    assert ("test/confusion_matrix" in charts) == is_logged
 
 
 def test_dashboard_contains_mistakes_and_examples_with_upscaled_images(

@@ -116,6 +116,23 @@ def test_closed_streams_do_not_matter(closed, tmp_path):
 
 
 @pytest.mark.slow
+def test_warnings_are_no_errors(tmp_path):
+    done = run(tmp_path, "env", "PYTHONWARNINGS=error", sys.executable, SCRIPT, *ARGV)
+    assert done.returncode == 0, done.stderr
+
+
+def test_deleted_working_directory_is_an_error_in_one_line(tmp_path):
+    commands = (
+        f"mkdir gone; cd gone; rmdir ../gone; exec {sys.executable} {SCRIPT} {' '.join(ARGV)}"
+    )
+    done = run(tmp_path, "sh", "-c", commands)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "cnn_basic.py: error: the working directory has been deleted; change to another one (cd)\n"
+    )
+
+
+@pytest.mark.slow
 def test_full_disk_behind_stdout_is_an_error_in_one_line(tmp_path):
     with open("/dev/full", "w") as full:
         done = python(tmp_path, SCRIPT, *ARGV, stdout=full)

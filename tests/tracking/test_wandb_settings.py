@@ -42,7 +42,8 @@ def configure(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", INVALID)
 def test_invalid_setting_raises_usage_error_unless_disabled(name, configure):
     configure(**{name: INVALID[name]})
-    with pytest.raises(UsageError, match=r"^W&B rejects its settings: .*--wandb disabled$") as info:
+    message = rf"^W&B rejects {name}: .* Correct {name}, or use --wandb disabled$"
+    with pytest.raises(UsageError, match=message) as info:
         wandb_session.init_run("offline")
     assert "\n" not in str(info.value)
     before = dict(os.environ)
@@ -62,6 +63,23 @@ def test_unusable_config_defaults_raise_usage_error_unless_disabled(content, con
         wandb_session.init_run("offline")
     assert wandb_session.init_run("disabled", project="mine").disabled
     assert os.getcwd() == str(tmp_path)
+
+
+def test_wandb_disabled_holds_unless_another_mode_is_given(configure):
+    configure(WANDB_DISABLED="true")
+    assert wandb_settings.is_disabled("auto")
+    assert not wandb_settings.is_disabled("offline")
+    configure(WANDB_MODE="offline")
+    assert not wandb_settings.is_disabled("auto")
+
+
+def test_wandb_dir_that_is_a_file_is_not_used(configure, tmp_path, monkeypatch):
+    """W&B itself then uses the temporary directory; files that wait go to its default."""
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    (tmp_path / "file").touch()
+    configure(WANDB_DIR=str(tmp_path / "file"))
+    wandb_settings.read_settings()
+    assert "WANDB_DATA_DIR" not in os.environ
 
 
 @pytest.mark.parametrize("mode", ["run", "online"])
