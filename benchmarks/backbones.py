@@ -1,12 +1,13 @@
 """Compare frozen backbones by validation accuracy, speed and width of the features.
 
 Each combination of --backbones, --sizes and --heads is a run of resnet50_fashion.py on a part of
-the training images; test images are not looked at. Runs with the same backbone and image size share
+the training images, judged by validation accuracy. Runs with equal backbone and image size share
 cached features. The table (backbones.md) contains all runs in --output; a run whose results are
 there is not repeated, so an interrupted benchmark resumes where it stopped.
 
 With --rounds, the networks of the table take turns at extracting the features of a few images, in
-one process. Their speed is also given as a ratio to ResNet50 at 112×112 in the same round.
+one process. The speedup compares with ResNet50 at 112×112 in the same round, by CPU time, which
+other work on the machine affects less than images/s.
 """
 
 import argparse
@@ -28,7 +29,7 @@ HEADS = {
     "best": "--recipe best",
 }
 REFERENCE = "resnet50-112-fast"
-HEADER = ["options", "validation", "features", "images/s", "ratio", "weights"]
+HEADER = ["options", "validation", "features", "images/s", "speedup", "weights"]
 
 
 def parse_options() -> argparse.Namespace:
@@ -46,6 +47,7 @@ def parse_options() -> argparse.Namespace:
     add("--seeds", [0], "seeds of each run", nargs="+", type=int, metavar="N")
     add("--train-size", 12_000, "training images", type=int, metavar="N")
     add("--validation-size", 5000, "validation images", type=int, metavar="N")
+    add("--precision", "auto", "as for the script", metavar="NAME")
     add("--rounds", 0, "rounds of the speed measurement", type=int, metavar="N")
     add("--images", 500, "images per round, a multiple of 125", type=int, metavar="N")
     add("--output", Path("outputs/backbones"), "directory of the results", type=Path)
@@ -64,24 +66,32 @@ def script_argv(name: str) -> list[str]:
     )
 
 
+def network_argv(name: str, options: argparse.Namespace) -> list[str]:
+    """Return the arguments of `script_argv`, and those of weights and precision."""
+    argv = script_argv(name)
+    weights = accuracy.weights_of(" ".join(argv), options)
+    return [*argv, "--weights", weights, "--precision", options.precision]
+
+
 def measure_accuracy(name: str, seed: int, options: argparse.Namespace) -> None:
     """Run the script and store its validation accuracy; exit if it fails."""
     path = options.output / "runs" / f"{name}-{seed}.json"
-    sizes = {"train_size": options.train_size, "validation_size": options.validation_size}
+    identity = {"train_size": options.train_size, "validation_size": options.validation_size}
+    if options.precision != "auto":
+        identity["precision"] = options.precision
     if path.exists():
-        if {key: json.loads(path.read_text())[key] for key in sizes} != sizes:
-            sys.exit(f"backbones.py: error: {path} has other sizes; use another --output")
+        if {key: json.loads(path.read_text())[key] for key in identity} != identity:
+            sys.exit(f"backbones.py: error: {path} has other options; use another --output")
         return
-    weights = accuracy.weights_of(" ".join(script_argv(name)), options)
-    argv = [*script_argv(name), "--weights", weights, "--seed", str(seed)]
-    argv += ["--train-size", str(options.train_size), "--test-size", "100"]
+    argv = [*network_argv(name, options), "--seed", str(seed), "--test-size", "100"]
+    argv += ["--train-size", str(options.train_size)]
     argv += ["--validation-size", str(options.validation_size)]
     argv += ["--cache-dir", str(options.work_dir / "features")]
     argv += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     results = accuracy.run("resnet50_fashion.py", argv, options.work_dir / f"{name}-{seed}.log")
-    result = sizes | {
+    result = identity | {
         "validation": results["accuracy"]["validation"],
-        "weights": Path(weights).name,
+        "weights": Path(argv[argv.index("--weights") + 1]).name,
         "precision": results["precision"],
         "versions": results["versions"],
     }
@@ -90,7 +100,7 @@ def measure_accuracy(name: str, seed: int, options: argparse.Namespace) -> None:
 
 
 def measure_speed(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Return width of the features and images/s in each round, by name."""
+    """Return width of the features, and images per second and per CPU second, by name."""
     sys.path.insert(0, str(ROOT))
     from fashion import devices
     from fashion.backbones.feature_cache import CHUNK_SIZE
@@ -104,23 +114,23 @@ def measure_speed(names: list[str], options: argparse.Namespace) -> dict[str, An
     )
     networks, speed = {}, {}
     for name in names:
-        weights = accuracy.weights_of(" ".join(script_argv(name)), options)
-        argv = [*script_argv(name), "--weights", weights]
+        argv = network_argv(name, options)
         script_options = command_line.parse_options(script.Options, None, argv)
         backbone = script.load_backbone(script_options)
         networks[name] = script.build_feature_extractors(backbone, script_options.head)
         outputs = networks[name][""].output
         width = sum(outputs[feature].shape[1] for feature in script_options.head.feature_names)
-        speed[name] = {"width": width, "rates": []}
+        speed[name] = {"width": width, "rates": [], "cpu_rates": []}
         for extractor in networks[name].values():  # compiles
             devices.predict_on_replicas(extractor, [data.validation.images])
     for _ in range(options.rounds):
         for name, extractors in networks.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             for _ in range(options.images // CHUNK_SIZE):
                 for extractor in extractors.values():
                     devices.predict_on_replicas(extractor, [data.validation.images])
             speed[name]["rates"].append(options.images / (time.perf_counter() - start))
+            speed[name]["cpu_rates"].append(options.images / (time.process_time() - cpu_start))
     return speed
 
 
@@ -131,9 +141,9 @@ def table_row(name: str, runs: list[dict[str, Any]], speed: dict[str, Any]) -> l
     cells = [f"`{' '.join(script_argv(name))}`", f"{statistics.mean(values):.2f}{spread} %"]
     if name not in speed:
         return [*cells, "–", "–", "–", runs[0]["weights"]]
-    rates = speed[name]["rates"]
-    ratios = [a / b for a, b in zip(rates, speed[REFERENCE]["rates"], strict=True)]
-    cells += [str(speed[name]["width"]), f"{statistics.median(rates):.0f}"]
+    cpu_rates, reference = speed[name]["cpu_rates"], speed[REFERENCE]["cpu_rates"]
+    ratios = [a / b for a, b in zip(cpu_rates, reference, strict=True)]
+    cells += [str(speed[name]["width"]), f"{statistics.median(speed[name]['rates']):.0f}"]
     return [*cells, f"{statistics.median(ratios):.2f} ×", runs[0]["weights"]]
 
 
@@ -144,8 +154,8 @@ def caption(runs: dict[str, list[dict[str, Any]]]) -> str:
     return (
         f"*Validation accuracy with {first['train_size']:,} training and "
         f"{first['validation_size']:,} validation images (seeds: {num_seeds}); width of the "
-        "features; extracted images/s (median of the rounds), and their ratio to `--recipe fast` "
-        f"of ResNet50 in the same round; {v['cores']} cores of {v['processor']}, "
+        "features; extracted images/s (median of the rounds), and the speedup by CPU time over "
+        f"`--recipe fast` of ResNet50 in the same round; {v['cores']} cores of {v['processor']}, "
         f"{first['precision']}; Python {v['python']}, TensorFlow {v['tensorflow']}, Keras "
         f"{v['keras']}; `python benchmarks/backbones.py`*"
     )

@@ -218,10 +218,9 @@ def test_backbones_are_compared_in_the_same_round(monkeypatch):
     command = "`--recipe fast --image-size 112 --backbone mobilenetv2`"
     expected = [command, "92.00 ± 1.41 %", "–", "–", "–", "b.h5"]
     assert backbones.table_row(name, runs, {}) == expected
-    # In the second round, the machine was busy.
     speed = {
-        backbones.REFERENCE: {"width": 1, "rates": [100, 10, 90]},
-        name: {"width": 480, "rates": [300, 40, 180]},
+        backbones.REFERENCE: {"width": 1, "rates": [100, 10, 90], "cpu_rates": [50, 40, 50]},
+        name: {"width": 480, "rates": [300, 40, 180], "cpu_rates": [150, 100, 160]},
     }
     expected = [command, "92.00 ± 1.41 %", "480", "180", "3.00 ×", "b.h5"]
     assert backbones.table_row(name, runs, speed) == expected
