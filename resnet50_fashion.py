@@ -114,9 +114,7 @@ def build_feature_extractor(backbone: Backbone, feature_names: tuple[str, ...]) 
     last = max(stages.index(architectures.feature_stage(name)) for name in feature_names)
     features = {}
     for stage in stages[: last + 1]:
-        activations = architectures.block_input(
-            backbone.inference_model, backbone.block_after_stage[stage]
-        )
+        activations = backbone.stage_output(backbone.inference_model, stage)
         for kind, pooled in pool(activations).items():
             if kind in ("avg", "max") or f"{stage}_{kind}" in feature_names:
                 features[f"{stage}_{kind}"] = to_float16(pooled)

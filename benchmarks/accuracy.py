@@ -37,6 +37,10 @@ ROWS = {
     "fast": "resnet50_fashion.py --recipe fast",
     "best": "resnet50_fashion.py --recipe best",
     "tuned": "resnet50_fashion.py --recipe tuned",
+    "mobilenetv2_fast": "resnet50_fashion.py --recipe fast --backbone mobilenetv2",
+    "mobilenetv2": "resnet50_fashion.py --recipe best --backbone mobilenetv2",
+    "efficientnetv2b0": "resnet50_fashion.py --recipe best --backbone efficientnetv2b0",
+    "inceptionv3": "resnet50_fashion.py --recipe best --backbone inceptionv3",
     "small": "benchmarks/small_cnn.py",
     "naive": "benchmarks/naive_keras.py resnet50",
     "subset": f"resnet50_fashion.py --recipe fast --image-size 64 {SUBSET}",
@@ -46,6 +50,7 @@ ROWS = {
 DEFAULT = ("basic", "basic10", "published", "fast", "best", "small", "naive")
 LABELS = {"basic10": "10 units", "small": "small CNN", "naive": "naive Keras script"}
 MAX_SEEDS = {"naive": 1, "small": 3, "tuned": 2}  # an extrapolation; 12 minutes and hours per run
+MAX_SEEDS |= {"mobilenetv2": 3, "efficientnetv2b0": 3, "inceptionv3": 3}
 SPLITS = ("train", "validation", "test")
 TIMED_IMAGES = 128  # per epoch of the naive Keras script
 HEADER = [

@@ -71,10 +71,12 @@ def test_unknown_recipe_raises_usage_error(argv, command_line):
     assert second == "See resnet50_fashion.py --help."
 
 
-def test_recipe_with_another_backbone_warns(capsys):
-    for argv in ([], ["--recipe", "fast"], ["--backbone", "mobilenetv2"]):
+def test_recipe_with_a_backbone_that_was_not_measured_warns(capsys):
+    measured = ["--recipe", "fast"], ["--recipe", "best", "--backbone", "mobilenetv2"]
+    for argv in ([], *measured, ["--backbone", "convnexttiny"]):
         parse_options(resnet50_fashion, *argv)
         assert capsys.readouterr().err == ""
-    parse_options(resnet50_fashion, "--recipe", "fast", "--backbone", "mobilenetv2")
-    expected = "WARNING: --recipe fast was chosen for resnet50; it is untested with mobilenetv2.\n"
-    assert capsys.readouterr().err == expected
+    for recipe, backbone in ("fast", "convnexttiny"), ("tuned", "mobilenetv2"):
+        parse_options(resnet50_fashion, "--recipe", recipe, "--backbone", backbone)
+        expected = f"--recipe {recipe} was chosen for resnet50; it is untested with {backbone}."
+        assert capsys.readouterr().err == f"WARNING: {expected}\n"

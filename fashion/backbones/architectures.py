@@ -2,21 +2,17 @@
 
 import hashlib
 import re
-import shutil
 import socket
-import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from fashion import environment
+from fashion.backbones import weights_file
 from fashion.errors import UsageError, UserError
 from fashion.options import ArgType, OptionalInt, choice, expand_user
 
-import h5py
 import keras
 import numpy as np
 
@@ -33,6 +29,7 @@ class Architecture(NamedTuple):
     image_size: int  # training resolution
     block_start_pattern: str  # regular expression that matches each block's first layer
     weights_url: str  # download URL, shown in the error message if the download fails
+    expansion_suffix: str = ""  # of the activation of each block's expansion, in place of "_conv"
 
 
 ARCHITECTURES = {
@@ -49,6 +46,7 @@ ARCHITECTURES = {
         image_size=224,
         block_start_pattern=r"block1a_dwconv|block\w+_expand_conv",
         weights_url="https://storage.googleapis.com/keras-applications/efficientnetb0_notop.h5",
+        expansion_suffix="_activation",
     ),
     "efficientnetv2b0": Architecture(
         build=keras.applications.EfficientNetV2B0,
@@ -56,6 +54,7 @@ ARCHITECTURES = {
         image_size=224,
         block_start_pattern=r"block1a_project_conv|block\w+_expand_conv",
         weights_url=f"{KERAS_WEIGHTS_URL}/efficientnet_v2/efficientnetv2-b0_notop.h5",
+        expansion_suffix="_activation",
     ),
     "inceptionv3": Architecture(
         build=keras.applications.InceptionV3,
@@ -72,6 +71,7 @@ ARCHITECTURES = {
         block_start_pattern=r"expanded_conv_depthwise|block_\d+_expand",
         weights_url=f"{KERAS_WEIGHTS_URL}/mobilenet_v2/"
         "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+        expansion_suffix="_relu",
     ),
     "convnexttiny": Architecture(
         build=keras.applications.ConvNeXtTiny,
@@ -122,9 +122,24 @@ class Backbone:
 
     @cached_property
     def block_after_stage(self) -> dict[str, str]:
-        """{stage: name of the block that follows it}; this block's input is the stage's output."""
+        """{stage: name of the block that follows it}."""
         last_blocks = {block_input(self.model, block).shape[1]: block for block in self.blocks}
         return dict(zip(STAGES, list(last_blocks.values())[-3:], strict=True))
+
+    def stage_output(self, model: keras.Model, stage: str) -> keras.KerasTensor:
+        """Return the output of a stage, which is the input of the block that follows it.
+
+        Inverted residual blocks have narrow inputs, which they first expand: then it is the
+        expanded input, with about six times as many channels.
+
+        Args:
+            model: `model`, or a copy of it with equal layer names.
+            stage: A value of `STAGES`.
+        """
+        block, suffix = self.block_after_stage[stage], ARCHITECTURES[self.name].expansion_suffix
+        if not suffix or block == NETWORK_OUTPUT:
+            return block_input(model, block)
+        return model.get_layer(block.removesuffix("_conv") + suffix).output
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -138,7 +153,9 @@ class Backbone:
     def cache_dir_name(self) -> str:
         """The name of the directory of this backbone's features in the feature cache."""
         size = self.model.input.shape[1]
-        return f"{self.name}-{size}-bilinear-{self.precision}-{self.weights_sha256[:16]}"
+        # Earlier versions cached features of inverted residual blocks without their expansion.
+        resized = "bilinear-expanded" if ARCHITECTURES[self.name].expansion_suffix else "bilinear"
+        return f"{self.name}-{size}-{resized}-{self.precision}-{self.weights_sha256[:16]}"
 
     def weights_metadata(self, source: str) -> dict[str, str]:
         """Return source, checksum and precision of the weights, as recorded in metrics.json."""
@@ -203,47 +220,6 @@ def build_network(name: str, image_size: int, weights: str, seed: int) -> keras.
     if weights == "none":
         print(f"WARNING: --weights none: {name} is randomly initialized, not pretrained.")
     elif weights != "imagenet":
-        load_weights(network, weights)
+        weights_file.load_weights(network, weights)
     network.trainable = False
     return network
-
-
-def load_weights(network: keras.Model, path: str) -> None:
-    """Load a weights file of this network, in Keras 3's or the legacy HDF5 layout.
-
-    Raises:
-        UserError: If the file cannot be read, or does not fit; the message names the layer.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"--weights {path}: no such file")
-    try:
-        with h5py.File(path) as file, tempfile.TemporaryDirectory() as temporary_dir:
-            # Keras determines the layout from the file name, so load a copy with a suitable name.
-            is_legacy = "layer_names" in file.attrs
-            copy = Path(temporary_dir) / ("legacy.h5" if is_legacy else "current.weights.h5")
-            shutil.copyfile(path, copy)
-            if is_legacy:
-                _check_layer_names(network, file)
-            with warnings.catch_warnings(action="ignore"):  # one per layer, before the error
-                network.load_weights(copy)
-    except OSError as error:
-        raise UserError(f"--weights {path}: cannot be read: {error}") from None
-    except (ValueError, KeyError) as error:
-        # Keras' message names the first layer and then prints whole tensors.
-        reason = str(error).split("Target variable")[0].split("List of objects")[0]
-        needed = f"the weights of {network.name} with include_top=False are needed"
-        raise UserError(f"--weights {path}: {' '.join(reason.split())}; {needed}") from None
-
-
-def _check_layer_names(network: keras.Model, file: h5py.File) -> None:
-    """Raise a `ValueError` that names a layer if network and legacy file differ in their layers.
-
-    Keras' own message only contains the numbers of layers.
-    """
-    names = [n if isinstance(n, str) else n.decode() for n in file.attrs["layer_names"]]
-    file_layers = [name for name in names if len(file[name].attrs["weight_names"])]
-    model_layers = [layer.name for layer in network.layers if layer.weights]
-    if len(model_layers) != len(file_layers):
-        owner = "the file" if len(file_layers) > len(model_layers) else network.name
-        (name, *_) = sorted(set(model_layers) ^ set(file_layers))
-        raise ValueError(f"only {owner} has a layer {name}")

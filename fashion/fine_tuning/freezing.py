@@ -77,21 +77,22 @@ class FreezePoint:
         blocks = self._copy_unfrozen_blocks(activations)
         return frozen, blocks, self.build_trainable(frozen, blocks, head)
 
-    def _needed_stages(self, trainable: bool) -> dict[str, str]:
-        """Return the needed stages after (or before) the freeze point: {stage: block after it}."""
+    def _needed_stages(self, trainable: bool) -> list[str]:
+        """Return the needed stages after (or before) the freeze point."""
         blocks = self.backbone.blocks
         needed = {feature_stage(name) for name in self.feature_names}
-        return {
-            stage: block
+        return [
+            stage
             for stage, block in self.backbone.block_after_stage.items()
             if stage in needed and (blocks.index(block) > blocks.index(self.block)) == trainable
-        }
+        ]
 
     def _build_frozen(self) -> keras.Model:
         inference_model = self.backbone.inference_model
         outputs = {"activations": block_input(inference_model, self.block)}
-        for stage, block in self._needed_stages(trainable=False).items():
-            for kind, pooled in pool(block_input(inference_model, block)).items():
+        for stage in self._needed_stages(trainable=False):
+            activations = self.backbone.stage_output(inference_model, stage)
+            for kind, pooled in pool(activations).items():
                 if f"{stage}_{kind}" in self.feature_names:
                     outputs[f"{stage}_{kind}"] = pooled
         outputs = {name: to_float16(values) for name, values in outputs.items()}
@@ -143,7 +144,7 @@ class FreezePoint:
     def _original_blocks(self) -> keras.Model:
         """The backbone's blocks after the freeze point: activations → outputs of stages."""
         model, stages = self.backbone.model, self._needed_stages(trainable=True)
-        outputs = [block_input(model, block) for block in stages.values()]
+        outputs = [self.backbone.stage_output(model, stage) for stage in stages]
         return keras.Model(block_input(model, self.block), outputs)
 
     def _copy_unfrozen_blocks(self, activations: keras.KerasTensor) -> keras.Model:

@@ -1,4 +1,4 @@
-"""Architectures, weights files, checksums and names of cache directories."""
+"""Architectures, their stages, checksums of weights and names of cache directories."""
 
 import dataclasses
 import hashlib
@@ -7,8 +7,6 @@ import time
 
 from fashion.backbones import architectures
 
-import h5py
-import keras
 import numpy as np
 import pytest
 from helpers.networks import random_network
@@ -24,27 +22,6 @@ def network():
     return random_network("mobilenetv2", 64)
 
 
-def write_legacy(model, path):
-    """Write weights in the layout of Keras 1 and 2, which keras.applications downloads."""
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
-        for layer in model.layers:
-            group = file.create_group(layer.name)
-            names = [f"{layer.name}/{weight.name}:0" for weight in layer.weights]
-            group.attrs["weight_names"] = [name.encode() for name in names]
-            for name, value in zip(names, layer.get_weights(), strict=True):
-                group[name] = value
-
-
-@pytest.fixture(scope="module")
-def weights(network, tmp_path_factory):
-    """A directory with files of equal weights in both of Keras' layouts."""
-    directory = tmp_path_factory.mktemp("weights")
-    network.save_weights(directory / "current.weights.h5")
-    write_legacy(network, directory / "legacy.h5")
-    return directory
-
-
 def weights_sha256(network):
     return architectures.Backbone("mobilenetv2", network, network, "float32").weights_sha256
 
@@ -53,10 +30,10 @@ def weights_sha256(network):
     ("name", "conv3", "conv4", "conv5", "blocks"),
     [
         ("resnet50", (28, 512), (14, 1024), (7, 2048), 16),
-        ("efficientnetb0", (28, 40), (14, 112), (7, 1280), 16),
-        ("efficientnetv2b0", (28, 48), (14, 112), (7, 1280), 21),
+        ("efficientnetb0", (28, 240), (14, 672), (7, 1280), 16),
+        ("efficientnetv2b0", (28, 192), (14, 672), (7, 1280), 21),
         ("inceptionv3", (35, 288), (17, 768), (8, 2048), 13),
-        ("mobilenetv2", (28, 32), (14, 96), (7, 1280), 17),
+        ("mobilenetv2", (28, 192), (14, 576), (7, 1280), 17),
         ("convnexttiny", (28, 192), (14, 384), (7, 768), 18),
     ],
 )
@@ -67,8 +44,7 @@ def test_stages_and_blocks_are_the_published_ones(name, conv3, conv4, conv5, blo
     assert len(backbone.blocks) == blocks + 1
     assert list(backbone.block_after_stage) == ["conv3", "conv4", "conv5"]
     shapes = [
-        architectures.block_input(network, block).shape[2:]
-        for block in backbone.block_after_stage.values()
+        backbone.stage_output(network, stage).shape[2:] for stage in backbone.block_after_stage
     ]
     assert shapes == [conv3, conv4, conv5]
 
@@ -76,23 +52,11 @@ def test_stages_and_blocks_are_the_published_ones(name, conv3, conv4, conv5, blo
 def test_stages_of_resnet50_end_at_its_blocks():
     network = random_network("resnet50", 64)
     backbone = architectures.Backbone("resnet50", network, network, "float32")
-    outputs = {
-        stage: architectures.block_input(network, block)
-        for stage, block in backbone.block_after_stage.items()
-    }
+    stages = backbone.block_after_stage
+    outputs = {stage: backbone.stage_output(network, stage) for stage in stages}
     names = {"conv3": "conv3_block4_out", "conv4": "conv4_block6_out", "conv5": "conv5_block3_out"}
     assert outputs.keys() == names.keys()
     assert all(outputs[stage] is network.get_layer(names[stage]).output for stage in names)
-
-
-def test_load_weights_of_both_layouts_ignores_the_file_name(network, weights, tmp_path):
-    expected = weights_sha256(network)
-    for name, other in ("current.weights.h5", "some.h5"), ("legacy.h5", "some.weights.h5"):
-        (tmp_path / other).write_bytes((weights / name).read_bytes())
-        for path in weights / name, tmp_path / other:
-            loaded = architectures.build_network("mobilenetv2", 64, str(path), seed=1)
-            assert weights_sha256(loaded) == expected
-            assert not loaded.trainable_weights
 
 
 def test_weights_sha256_is_the_checksum_of_all_weights(network):
@@ -115,39 +79,18 @@ def test_cache_dir_name_contains_network_size_precision_and_weights(network):
             backbone, model=architectures.build_network("mobilenetv2", 64, "none", 0)
         ).cache_dir_name,
     ]
-    assert names[0] == f"mobilenetv2-64-bilinear-float32-{backbone.weights_sha256[:16]}"
+    assert names[0] == f"mobilenetv2-64-bilinear-expanded-float32-{backbone.weights_sha256[:16]}"
     assert names[2].startswith("mobilenetv2-96-")
     assert len(set(names)) == 4
+    resnet50 = dataclasses.replace(backbone, name="resnet50")
+    assert resnet50.cache_dir_name == names[0].replace(
+        "mobilenetv2-64-bilinear-expanded", "resnet50-64-bilinear"
+    )
     assert backbone.weights_metadata("some.h5") == {
         "source": "some.h5",
         "sha256": backbone.weights_sha256,
         "precision": "float32",
     }
-
-
-@pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize(
-    "layout", [pytest.param("current.weights.h5", marks=pytest.mark.slow), "legacy.h5"]
-)
-def test_weights_of_another_network_raise_with_a_layer_name(layout, tmp_path):
-    other = keras.applications.ResNet101(include_top=False, weights=None, input_shape=(64, 64, 3))
-    path = tmp_path / layout
-    write_legacy(other, path) if layout == "legacy.h5" else other.save_weights(path)
-    with pytest.raises(
-        common.UserError,
-        match=r"conv[45]_block\d+_1_(conv|bn).*; the weights of resnet50 with include_top=False",
-    ) as e:
-        architectures.build_network("resnet50", 64, str(path), seed=0)
-    assert len(str(e.value).splitlines()) == 1
-
-
-def test_unreadable_weights_raise(network, tmp_path):
-    (tmp_path / "junk.h5").write_bytes(b"junk")
-    for path in tmp_path / "junk.h5", tmp_path / "none.h5", tmp_path:
-        with pytest.raises(
-            common.UserError, match=f"^--weights {path}: (cannot be read|no such file)"
-        ):
-            architectures.load_weights(network, str(path))
 
 
 def test_random_weights_warn_and_depend_on_seed(capsys):

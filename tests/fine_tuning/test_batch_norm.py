@@ -1,6 +1,5 @@
 """Trained batch normalization, compared with Keras' layer and with NumPy."""
 
-from fashion.backbones.architectures import block_input
 from fashion.fine_tuning import batch_norm
 from fashion.fine_tuning.batch_norm import BatchNormalization
 from fashion.fine_tuning.freezing import FreezePoint
@@ -104,7 +103,7 @@ def test_recalibration_and_folding_keep_outputs(name, sample, random_backbone):
     backbone = random_backbone(name, 96, "float32")
     blocks = backbone.blocks
     num_blocks = min(5, blocks.index(backbone.block_after_stage["conv4"]))
-    channels = block_input(backbone.model, backbone.block_after_stage["conv4"]).shape[-1]
+    channels = backbone.stage_output(backbone.model, "conv4").shape[-1]
     head = linear_head(channels)
     freeze_point = FreezePoint.from_end(num_blocks, backbone, ("conv4_avg",), train_batch_norm=True)
     frozen, copy, trainable = freeze_point.split_model(head)
@@ -161,13 +160,13 @@ def test_copy_has_gamma_and_beta_and_is_trainable(random_backbone):
 def test_training_moves_kernels_gamma_beta_and_statistics(random_backbone, sample):
     backbone = random_backbone("mobilenetv2", 96, "float32")
     freeze_point = FreezePoint.from_end(2, backbone, ("conv4_avg",), train_batch_norm=True)
-    frozen, copy, trainable = freeze_point.split_model(linear_head(96))
+    frozen, copy, trainable = freeze_point.split_model(linear_head(576))
     layers = [layer for layer in copy.layers if layer.weights]
     before = [layer.get_weights() for layer in layers]
     trainable.compile(keras.optimizers.Adam(0.01), "mse")
     inputs = frozen.predict(sample.train.images[:8], verbose=0)
     trainable.train_on_batch(inputs, np.ones((8, 10)))
-    assert len(batch_norm.batch_norms(copy)) == 6
+    assert len(batch_norm.batch_norms(copy)) == 7
     for layer, values in zip(layers, before, strict=True):
         for weight, value in zip(layer.weights, values, strict=True):
             assert not np.array_equal(weight, value), weight.path

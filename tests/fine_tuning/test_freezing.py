@@ -63,14 +63,15 @@ def test_split_model_equals_the_complete_network(name, features, sample, random_
 def test_trainable_part_trains_kernels_and_head_but_no_batch_norm(random_backbone):
     backbone = random_backbone("mobilenetv2", 96, "float32")
     names = ("conv4_avg", "conv4_max")
-    head = linear_head(2 * 96)
+    head = linear_head(2 * 576)
     frozen, _, trainable = FreezePoint.from_end(2, backbone, names).split_model(head)
     assert not frozen.trainable_weights
     trainable_paths = {weight.path for weight in trainable.trainable_weights}
     assert any("depthwise" in path for path in trainable_paths)
     assert not any("BN" in path for path in trainable_paths)
     batch_norms = [x for x in trainable.layers if isinstance(x, keras.layers.BatchNormalization)]
-    assert len(batch_norms) == 2 * 3 and not any(norm.trainable for norm in batch_norms)
+    # Three in each block, and that of the expansion that ends conv4.
+    assert len(batch_norms) == 2 * 3 + 1 and not any(norm.trainable for norm in batch_norms)
     for weight in head.trainable_weights:  # shared, not copied
         assert any(weight is other for other in trainable.trainable_weights)
     # In training, BatchNormalization uses its statistics and does not update them.

@@ -106,6 +106,25 @@ def test_accuracy(tmp_path, run_main):
     assert cells[2] == f"{mean:.2f} ± {deviation:.2f} %"
 
 
+@pytest.mark.slow
+def test_backbones(tmp_path):
+    sizes = "--train-size", 100, "--validation-size", 100, "--images", 125, "--rounds", 1
+    run(
+        tmp_path,
+        *("backbones.py", "--backbones", "mobilenetv2", "--sizes", 64, "--heads", "conv4", "best"),
+        *(*sizes, "--output", tmp_path, "--work-dir", tmp_path / "work"),
+    )
+    best, conv4 = rows(tmp_path / "backbones.md")
+    assert best[0] == "`--recipe best --image-size 64 --backbone mobilenetv2`"
+    assert conv4[0] == "`--recipe fast --features conv4 --image-size 64 --backbone mobilenetv2`"
+    # conv3 has 192 channels, conv4 576, pooled twice.
+    assert [int(row[2]) for row in (best, conv4)] == [16 * 192 + 2 * 576, 192 + 2 * 576]
+    for _, validation, _, rate, ratio, weights in best, conv4:
+        assert 0 < number(validation) < 100 and number(rate) > 0 and number(ratio) > 0
+        assert weights == "none"
+    assert number(best[3]) < number(conv4[3])  # processes each image twice
+
+
 def test_tables_of_the_docs_are_the_benchmarks():
     results = (ROOT / "docs" / "results.md").read_text()
     tables = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
@@ -189,6 +208,22 @@ def test_weights_may_differ_between_backbones(accuracy):
     assert weights("fast", "a.h5", "mobilenetv2=b.h5") == "a.h5"
     assert weights("fast", "resnet50=a.h5") == "a.h5"
     assert weights("fast", "mobilenetv2=b.h5") == "imagenet"
+
+
+def test_backbones_are_compared_in_the_same_round(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    backbones = importlib.import_module("backbones")
+    name = "mobilenetv2-112-fast"
+    runs = [{"validation": value, "weights": "b.h5"} for value in (0.91, 0.93)]
+    command = "`--recipe fast --image-size 112 --backbone mobilenetv2`"
+    expected = [command, "92.00 ± 1.41 %", "–", "–", "–", "b.h5"]
+    assert backbones.table_row(name, runs, {}) == expected
+    speed = {
+        backbones.REFERENCE: {"width": 1, "rates": [100, 10, 90], "cpu_rates": [50, 40, 50]},
+        name: {"width": 480, "rates": [300, 40, 180], "cpu_rates": [150, 100, 160]},
+    }
+    expected = [command, "92.00 ± 1.41 %", "480", "180", "3.00 ×", "b.h5"]
+    assert backbones.table_row(name, runs, speed) == expected
 
 
 def test_minutes_are_those_of_timed_runs(accuracy):

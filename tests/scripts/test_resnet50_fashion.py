@@ -19,6 +19,24 @@ import resnet50_fashion
 FAST = ("--data-dir", SAMPLE, "--weights", "none", "--epochs", 2, "--image-size", 64)
 SMALL = ("--train-size", 40, "--validation-size", 20, "--test-size", 20)  # four files of 20 images
 STAGES = {"conv3": "conv3_block4_out", "conv4": "conv4_block6_out", "conv5": "conv5_block3_out"}
+MBCONV_STAGES = ("block4a_expand_activation", "block6a_expand_activation", "top_activation")
+CONVNEXT = "convnext_tiny_stage_{}_block_{}_depthwise_conv"
+# Each backbone's function and module in keras.applications, and the layers at which its stages end
+# ("": the last layer, which has no fixed name).
+APPLICATIONS = {
+    "resnet50": ("ResNet50", "resnet50", tuple(STAGES.values())),
+    "efficientnetb0": ("EfficientNetB0", "efficientnet", MBCONV_STAGES),
+    "efficientnetv2b0": ("EfficientNetV2B0", "efficientnet_v2", MBCONV_STAGES),
+    "inceptionv3": ("InceptionV3", "inception_v3", ("mixed2", "mixed7", "mixed10")),
+    "mobilenetv2": (
+        *("MobileNetV2", "mobilenet_v2"),
+        ("block_6_expand_relu", "block_13_expand_relu", "out_relu"),
+    ),
+    "convnexttiny": (
+        *("ConvNeXtTiny", "convnext"),
+        (CONVNEXT.format(1, 2), CONVNEXT.format(2, 8), ""),
+    ),
+}
 
 
 def slow_on_all_versions(*values):
@@ -41,12 +59,13 @@ def run(run_real, small_resnet):
 # ---------------------------------------------------------------------------- frozen backbone
 
 
-def preprocess_with_pillow(images):
-    """Compute the ResNet50's input without Keras layers: float32 (N, 224, 224, 3)."""
+def preprocess_with_pillow(images, size=224, module="resnet50"):
+    """Compute the backbone's input without Keras layers: float32 (N, size, size, 3)."""
     upscaled = [
-        Image.fromarray(i.astype("float32")).resize((224, 224), Image.BILINEAR) for i in images
+        Image.fromarray(i.astype("float32")).resize((size, size), Image.BILINEAR) for i in images
     ]
-    return keras.applications.resnet50.preprocess_input(np.stack([upscaled] * 3, axis=-1))
+    preprocess_input = getattr(keras.applications, module).preprocess_input
+    return preprocess_input(np.stack([upscaled] * 3, axis=-1))
 
 
 def test_backbone_input_equals_pillow_and_preprocess_input(random_backbone, sample):
@@ -101,6 +120,47 @@ def test_features_equal_those_of_the_original_network(precision, random_backbone
             np.testing.assert_allclose(
                 values, pooled, rtol=tolerance, atol=tolerance * pooled.mean()
             )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "mobilenetv2" else slow_on_all_versions(name) for name in APPLICATIONS],
+)
+def test_features_equal_those_of_keras_applications(name, sample, tmp_path):
+    """On real images, with the preprocessing that Keras has for each network."""
+    function, module, stages = APPLICATIONS[name]
+    network = getattr(keras.applications, function)(
+        include_top=False, weights=None, input_shape=(96, 96, 3)
+    )
+    inputs = preprocess_with_pillow(sample.test.images[:16], 96, module)
+    # Statistics of these images, without which random networks are hardly sensitive to the input.
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0
+    network(inputs, training=True)
+    network.save_weights(tmp_path / "random.weights.h5")
+    layers = [network.get_layer(stage) if stage else network.layers[-1] for stage in stages]
+    # ConvNeXt's blocks end with a sum that is no layer, so the next layer is given.
+    outputs = [x.input if x.name.endswith("depthwise_conv") else x.output for x in layers]
+    activations = keras.Model(network.input, outputs).predict(inputs, verbose=0)
+
+    argv = ("--backbone", name, "--image-size", 96, "--precision", "float32")
+    weights = ("--weights", tmp_path / "random.weights.h5")
+    backbone = resnet50_fashion.load_backbone(parse_options(resnet50_fashion, *argv, *weights))
+    extractor = resnet50_fashion.build_feature_extractor(backbone, ("conv5_avg", "conv3_3x3"))
+    features = extractor.predict(sample.test.images[:16], verbose=0)
+    assert len(features) == 7
+    for feature, values in features.items():
+        stage, kind = feature.split("_")
+        maps = activations[list(STAGES).index(stage)]
+        pooled = {
+            "avg": maps.mean((1, 2)),
+            "max": maps.max((1, 2)),
+            "3x3": pool_on_grid(maps, 3),
+        }
+        expected, size = pooled[kind], np.abs(pooled[kind]).mean()
+        assert expected.std(axis=0).mean() > 0.05 * size  # differs between images
+        np.testing.assert_allclose(values, expected, rtol=0.01, atol=0.01 * size)
 
 
 @pytest.mark.slow
