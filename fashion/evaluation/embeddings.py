@@ -1,4 +1,4 @@
-"""Penultimate-layer embeddings: nearest neighbors of the errors, principal components."""
+"""Penultimate-layer embeddings: nearest neighbors of the errors, projections of test images."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 
 NUM_MISTAKES, NUM_NEIGHBORS = 12, 4
 NUM_COMPONENTS = 50  # the maximum of W&B's projector
+MAX_MAP_IMAGES = 1000  # more would take seconds
 PREDICTION_CHUNK = 10_000  # images whose float32 outputs are in memory at once
 
 
@@ -128,9 +129,26 @@ def pca(embeddings: np.ndarray, n_components: int) -> PCAProjection:
     return PCAProjection(np.pad(points, [(0, 0), padding]), np.pad(ratios, padding))
 
 
+def tsne(values: np.ndarray) -> np.ndarray:
+    """Map rows, (N, dim), to points in the plane, float32 (N, 2), by t-SNE.
+
+    Similar rows become near points. Half of scikit-learn's default number of iterations gives
+    nearly the same map.
+    """
+    from sklearn.manifold import TSNE  # slow to import
+    from threadpoolctl import threadpool_limits
+
+    num_rows = len(values)
+    if num_rows < 4 or not np.ptp(values, axis=0).any():
+        return np.zeros((num_rows, 2), "float32")
+    perplexity = min(30, (num_rows - 1) / 3)
+    with threadpool_limits(1):  # several threads are slower with so few rows
+        return TSNE(perplexity=perplexity, max_iter=500, random_state=0).fit_transform(values)
+
+
 @dataclass(frozen=True)
 class EmbeddingAnalysis:
-    """Neighbors of the most confident errors, and principal components of all test images.
+    """Neighbors of the most confident errors, and projections of test images.
 
     Attributes:
         evaluation: Evaluation of the test images.
@@ -138,6 +156,7 @@ class EmbeddingAnalysis:
         neighbors: Nearest training images of each mistake.
         embedding_dim: Number of units of the penultimate layer.
         projection: Principal components of the test images' embeddings.
+        map_points: t-SNE of the probabilities of the first `MAX_MAP_IMAGES` test images, (M, 2).
     """
 
     evaluation: Evaluation
@@ -145,6 +164,7 @@ class EmbeddingAnalysis:
     neighbors: Neighbors
     embedding_dim: int
     projection: PCAProjection
+    map_points: np.ndarray
 
     @classmethod
     def from_predictions(
@@ -156,4 +176,5 @@ class EmbeddingAnalysis:
         train_embeddings = predictions["train"].embeddings
         neighbors = nearest_neighbors(embeddings[mistakes], train_embeddings, NUM_NEIGHBORS)
         projection = pca(embeddings, NUM_COMPONENTS)
-        return cls(evaluation, mistakes, neighbors, embeddings.shape[1], projection)
+        map_points = tsne(predictions["test"].probabilities[:MAX_MAP_IMAGES])
+        return cls(evaluation, mistakes, neighbors, embeddings.shape[1], projection, map_points)

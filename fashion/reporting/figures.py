@@ -1,4 +1,4 @@
-"""The figures of a run: curves, confusion matrix, reliability, principal components."""
+"""The figures of a run: curves, confusion matrix, reliability, t-SNE."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 FIGURE_FILES = (
     "curves.png",
@@ -40,7 +41,7 @@ def save_figures(
         lambda: plot_confusion_matrix(evaluations.test),
         lambda: plot_mistakes(evaluations.test, data.test),
         lambda: plot_neighbors(analysis, data),
-        lambda: plot_embedding_map(analysis),
+        lambda: plot_prediction_map(analysis),
         lambda: plot_reliability(evaluations.validation, evaluations.test),
     )
     with plot_style():
@@ -140,38 +141,55 @@ def _plot_calibration(
     axes.vlines(confidence, *np.transpose(intervals), color=color, alpha=0.4)
 
 
-def plot_embedding_map(analysis: EmbeddingAnalysis) -> Figure:
-    """Plot the first two principal components of the test images' embeddings."""
-    evaluation, projection = analysis.evaluation, analysis.projection
-    points, ratio = projection.points[:, :2], projection.explained_variance_ratio[:2].sum()
+def plot_prediction_map(analysis: EmbeddingAnalysis) -> Figure:
+    """Plot test images such that those with similar probabilities are near each other."""
+    evaluation, points = analysis.evaluation, analysis.map_points
+    labels, correct = evaluation.labels[: len(points)], evaluation.correct[: len(points)]
     figure = Figure(figsize=(12, 10))
     axes, names = figure.subplots(), evaluation.class_names
     num_classes = len(names)
     positions = np.arange(num_classes) if num_classes <= 10 else np.linspace(0, 0.9, num_classes)
     colors = matplotlib.colormaps["tab10" if num_classes <= 10 else "hsv"](positions)
     for label, mask, size, marker, alpha in (
-        ("correct", evaluation.correct, 6, "o", 0.5),
-        ("wrong", ~evaluation.correct, 18, "x", 1),
+        ("correct", correct, 12, "o", 0.5),
+        ("wrong", ~correct, 36, "x", 1),
     ):
         axes.scatter(
             points[mask, 0],
             points[mask, 1],
-            c=colors[evaluation.labels[mask]],
+            c=colors[labels[mask]],
             s=size,
             marker=marker,
             alpha=alpha,
-            linewidths=size / 18,
+            linewidths=size / 24,
         )
         axes.scatter([], [], color="black", marker=marker, label=label)
     if num_classes <= MAX_CLASSES_IN_LEGEND:
         for name, color in zip(names, colors, strict=True):
             axes.scatter([], [], color=color, label=truncate(name))
+        _write_class_names(axes, points, labels, names)
     axes.set_title(
-        f"PCA of the penultimate layer ({analysis.embedding_dim} units), {len(points):,} test "
-        "images, colored by true class"
+        f"t-SNE of the probabilities of {len(points):,} test images, colored by true class"
     )
-    axes.set(xlabel=f"first principal component (both: {ratio:.0%} of the variance)")
-    axes.set(ylabel="second principal component")
+    axes.set(xticks=[], yticks=[])  # the units have no meaning
+    axes.margins(0.08)  # for the names
     axes.set_aspect("equal", adjustable="datalim")
     figure.legend(loc="outside right upper", fontsize=11 if num_classes <= 25 else 8)
     return figure
+
+
+def _write_class_names(
+    axes: Axes, points: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
+) -> None:
+    """Write the name of each class just above the median of its points."""
+    outline = [withStroke(linewidth=4, foreground="white")]
+    for label in np.unique(labels):
+        axes.annotate(
+            truncate(names[label]),
+            np.median(points[labels == label], axis=0),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=13 if len(names) <= 10 else 9,
+            path_effects=outline,
+        )

@@ -7,12 +7,16 @@ from fashion.evaluation.embeddings import (
     nearest_neighbors,
     pca,
     predict_with_embeddings,
+    tsne,
 )
 from fashion.evaluation.metrics import Evaluation
 
 import keras
 import numpy as np
 import pytest
+import sklearn.decomposition
+import sklearn.model_selection
+import sklearn.neighbors
 
 import cnn_basic
 
@@ -75,10 +79,9 @@ def test_nearest_neighbors_of_few_or_none():
 
 
 def test_pca_equals_scikit_learn():
-    sklearn = pytest.importorskip("sklearn.decomposition", reason="needs scikit-learn")
     values = (RNG.normal(size=(500, 6)) * [1, 9, 3, 1, 5, 2] + 100).astype("float32")
     points, ratios = pca(values, 3)
-    reference = sklearn.PCA(3).fit(values)
+    reference = sklearn.decomposition.PCA(3).fit(values)
     expected = reference.transform(values)
     for component, expected_component in zip(points.T, expected.T, strict=True):
         sign = np.sign(component @ expected_component)  # arbitrary in scikit-learn
@@ -95,6 +98,27 @@ def test_pca_pads_missing_components(dim):
     assert (ratios.sum() == pytest.approx(1)) == (dim <= 2)
     points, ratios = pca(np.ones((20, dim)), 2)
     assert not points.any() and not ratios.any()
+
+
+def test_tsne_separates_groups():
+    """In the plane, the nearest neighbors of nearly all rows are of their group."""
+    labels = np.arange(300) % 6
+    values = RNG.normal(size=(300, 20)) + 8 * np.eye(20)[labels]
+    points = tsne(values.astype("float32"))
+    assert points.shape == (300, 2)
+    classifier = sklearn.neighbors.KNeighborsClassifier(5)
+    correct = sklearn.model_selection.cross_val_predict(classifier, points, labels) == labels
+    assert correct.mean() > 0.98
+    by_pca = sklearn.model_selection.cross_val_predict(classifier, pca(values, 2).points, labels)
+    assert np.mean(by_pca == labels) < 0.9
+    np.testing.assert_array_equal(tsne(values.astype("float32")), points)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 31])
+def test_tsne_of_few_or_equal_rows(num_rows):
+    for values in RNG.normal(size=(num_rows, 2)), np.ones((num_rows, 3)):
+        points = tsne(values.astype("float32"))
+        assert points.shape == (num_rows, 2) and np.isfinite(points).all()
 
 
 def test_error_analysis_of_few_errors():

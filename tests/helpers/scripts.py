@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from fashion.cli import command_line
+from fashion.evaluation import embeddings
 from fashion.options import Options
 from fashion.reporting import plot_style
 from fashion.tracking.run import OUTPUT_FILES
@@ -113,8 +114,9 @@ def train_in_process(script: ModuleType, *argv: object) -> Result:
 
 
 def skip_figure_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn off the layout of figures, which takes half of the time of a short run."""
+    """Turn off the layout of figures and most of t-SNE, which take half of a short run's time."""
     monkeypatch.setitem(plot_style.STYLE, "figure.constrained_layout.use", False)
+    monkeypatch.setattr(embeddings, "MAX_MAP_IMAGES", 20)
 
 
 class CommandResult(NamedTuple):

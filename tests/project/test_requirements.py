@@ -10,7 +10,7 @@ from helpers.scripts import ROOT
 def read(path):
     """{package: version} of a requirements file, each line `NAME>=X` or `NAME==X`."""
     lines = [x for x in (ROOT / path).read_text().splitlines() if not x.startswith("#")]
-    return dict(re.fullmatch(r"([a-z0-9]+)[>=]=([\d.]+)", line).groups() for line in lines)
+    return dict(re.fullmatch(r"([a-z0-9-]+)[>=]=([\d.]+)", line).groups() for line in lines)
 
 
 BOUNDS = read("requirements.txt")

@@ -3,7 +3,7 @@
 import io
 
 from fashion.datasets.dataset import CLASS_NAMES
-from fashion.evaluation.embeddings import EmbeddingAnalysis, Predictions, pca
+from fashion.evaluation.embeddings import EmbeddingAnalysis, Predictions
 from fashion.evaluation.metrics import Evaluation
 from fashion.reporting import figures
 from fashion.tracking.run import OUTPUT_FILES
@@ -77,12 +77,13 @@ def test_plot_reliability_shows_calibration_and_coverage(evaluation):
         assert list(line.get_ydata()) == [point.accuracy for point in expected.coverage_curve]
 
 
-def test_plot_embedding_map_shows_each_test_image_in_the_color_of_its_class(sample):
-    analysis, predictions = make_analysis(sample, num_errors=30)
-    figure = figures.plot_embedding_map(analysis)
+def test_plot_prediction_map_shows_each_test_image_in_the_color_of_its_class(sample):
+    analysis, _ = make_analysis(sample, num_errors=30)
+    figure = figures.plot_prediction_map(analysis)
     (axes,) = figure.axes
     correct, _, wrong, _, *classes = axes.collections
-    points = pca(predictions["test"].embeddings, 2).points
+    points = analysis.map_points
+    assert points.shape == (400, 2)
     names = {to_hex(dots.get_facecolor()[0][:3]): dots.get_label() for dots in classes}
     assert list(names.values()) == list(CLASS_NAMES)  # the colors differ
     mask = analysis.evaluation.correct
@@ -92,25 +93,31 @@ def test_plot_embedding_map_shows_each_test_image_in_the_color_of_its_class(samp
         assert shown == [CLASS_NAMES[label] for label in sample.test.labels[is_plotted]]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.texts] == ["correct", "wrong", *CLASS_NAMES]
+    assert axes.get_title().startswith("t-SNE of the probabilities of 400 test images")
+    for label, text in enumerate(axes.texts):
+        assert text.get_text() == CLASS_NAMES[label]
+        median = np.median(points[sample.test.labels == label], axis=0)
+        np.testing.assert_array_equal(text.xy, median)
+    assert len(axes.texts) == 10
 
 
 @pytest.mark.parametrize("num_errors", [0, 1, 5])
-def test_plot_embedding_map_with_few_errors(num_errors, sample):
+def test_plot_prediction_map_with_few_errors(num_errors, sample):
     analysis, _ = make_analysis(sample, num_errors)
-    figures.plot_embedding_map(analysis).savefig(buffer := io.BytesIO())
+    figures.plot_prediction_map(analysis).savefig(buffer := io.BytesIO())
     assert Image.open(buffer).width == 1200
 
 
 @pytest.mark.filterwarnings("error")  # a layout that does not fit
 @pytest.mark.parametrize("num_classes", [40, 300])
-def test_plot_embedding_map_of_many_classes_some_without_images(num_classes):
+def test_plot_prediction_map_of_many_classes_some_without_images(num_classes):
     labels = np.arange(300) % 30
     names = tuple(f"a class with a name {i}" for i in range(num_classes))
     evaluation = Evaluation(np.eye(num_classes)[labels], labels, names)
     embeddings = np.random.default_rng(0).normal(size=(300, 1)).astype("float16")
     predictions = Predictions(evaluation.probabilities, embeddings)
     splits = {"train": predictions, "test": predictions}
-    figure = figures.plot_embedding_map(EmbeddingAnalysis.from_predictions(splits, evaluation))
+    figure = figures.plot_prediction_map(EmbeddingAnalysis.from_predictions(splits, evaluation))
     assert len(figure.legends[0].texts) == (42 if num_classes == 40 else 2)
     figure.savefig(buffer := io.BytesIO())
     assert Image.open(buffer).width == 1200
