@@ -77,6 +77,7 @@ def check_results(directory, expected):
 slow_param = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("kills", [1, slow_param(10)])
 def test_killed_extraction_resumes_to_equal_files(kills, reference_run, tmp_path):
     expected, rng = cache_of(reference_run), np.random.default_rng(kills)
@@ -133,6 +134,7 @@ def test_killed_fine_tuning_resumes_to_equal_metrics(kills, fine_tuned, tmp_path
     assert len({name.split("-")[-1] for name in runs}) == 1  # one run, continued
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("kills", [1, slow_param(8)])
 def test_kill_while_writing_results_keeps_existing_files(kills, reference_run, tmp_path):
     rng = np.random.default_rng(kills)
@@ -346,6 +348,7 @@ def make_disk(tmp_path):
 FULL = r"\[Errno (28|27)\] (No space left on device|File too large)"
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("kind", ["disk", slow_param("limit")])
 def test_extraction_resumes_after_disk_full(kind, reference_run, make_disk, tmp_path):
     disk = make_disk("cache", 4000, kind)
@@ -365,6 +368,7 @@ def test_extraction_resumes_after_disk_full(kind, reference_run, make_disk, tmp_
     check_results(tmp_path, reference_run)
 
 
+@pytest.mark.any_version
 def test_too_small_cache_disk_raises_before_extraction(make_disk, tmp_path):
     disk = make_disk("cache", 3000)
     script = start_resnet50(tmp_path, "--backbone", "mobilenetv2", limit=disk.limit)
@@ -380,6 +384,7 @@ def test_too_small_cache_disk_raises_before_extraction(make_disk, tmp_path):
     assert not directory_contents(disk.directory)
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("kind", ["disk", slow_param("limit")])
 @pytest.mark.parametrize("kilobytes", [20, slow_param(200)])  # for the model, or for the figures
 def test_full_disk_keeps_existing_results(kind, kilobytes, reference_run, make_disk, tmp_path):
