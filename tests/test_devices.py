@@ -6,20 +6,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.forkserver import ForkedScript
-from helpers.networks import use_small_chunks, use_small_resnet
-from helpers.scripts import SAMPLE, Result, skip_figures
+from helpers.forkserver import SMALL_WITHOUT_FIGURES, ForkedScript
+from helpers.scripts import SAMPLE, Result
 
 import common
 
 FAST = (
     *("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64, "--precision", "float32"),
     *("--train-size", 300, "--validation-size", 100, "--test-size", 100, "--epochs", 2),
-    *("--fine-tune-blocks", 1, "--fine-tune-epochs", 2, "--fine-tune-batch-size", 50),
+    *("--fine-tune-blocks", 3, "--fine-tune-epochs", 2, "--fine-tune-batch-size", 50),
+    *("--fine-tune-learning-rate", 0.01),  # so that each step shows in the losses
     # One batch for all training images: several devices shuffle differently.
     *("--batch-size", 300, "--dropout", 0, "--wandb", "disabled"),
 )
-SMALL = (use_small_resnet, use_small_chunks, skip_figures)
 
 
 def test_configure_gpus_with_too_many_raises_usage_error():
@@ -103,7 +102,7 @@ def test_runs_support_deterministic_ops(fork_server, tmp_path):
     }
     for name, (script, *argv) in command_lines.items():
         argv += ["--output-dir", tmp_path / name]
-        patches = (enable_determinism, *SMALL)
+        patches = (enable_determinism, *SMALL_WITHOUT_FIGURES)
         process = ForkedScript(script, tmp_path, *argv, patches=patches)
         assert process.wait() == 0, process.err
         assert Result(tmp_path / name).history
@@ -196,13 +195,13 @@ def test_two_devices_equal_one(fork_server, tmp_path):
 
     Trained batch normalization uses the statistics of the batches of both devices.
     """
-    for name, patches in ("one", SMALL), ("two", (use_two_devices, *SMALL)):
+    for name, patches in ("one", ()), ("two", (use_two_devices,)):
         for batch_norm in "frozen", "trained":
             process = ForkedScript(
                 *("resnet50_fashion", tmp_path, *FAST, "--fine-tune-batch-norm", batch_norm),
                 *("--cache-dir", tmp_path / name),
                 *("--output-dir", tmp_path / f"{name}-{batch_norm}"),
-                patches=patches,
+                patches=(*patches, *SMALL_WITHOUT_FIGURES),
             )
             assert process.wait() == 0, process.err
     caches = [

@@ -17,7 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.forkserver import ForkedScript, kill_remaining_processes, read_state
+from helpers.forkserver import (
+    SMALL,
+    SMALL_WITHOUT_FIGURES,
+    ForkedScript,
+    kill_remaining_processes,
+    read_state,
+)
 from helpers.scripts import (
     ROOT,
     SAMPLE,
@@ -43,11 +49,11 @@ FINE_TUNING = ("--fine-tune-blocks", 1, "--fine-tune-epochs", 20, "--fine-tune-b
 NUM_FILES = (1760 + 160 + 400) // 20  # in the cache
 
 
-def start_resnet50(directory, *argv, **settings):
+def start_resnet50(directory, *argv, patches=SMALL_WITHOUT_FIGURES, **settings):
     """Start resnet50_fashion.py with `directory`/output and `directory`/cache."""
     directories = ("--output-dir", directory / "output", "--cache-dir", directory / "cache")
     argv = (*FAST, "--epochs", 2, "--wandb", "disabled", *directories, *argv)
-    return ForkedScript("resnet50_fashion", directory, *argv, **settings)
+    return ForkedScript("resnet50_fashion", directory, *argv, patches=patches, **settings)
 
 
 def cache_of(directory):
@@ -141,7 +147,7 @@ def test_kill_while_writing_results_keeps_existing_files(kills, reference_run, t
     shutil.copytree(reference_run, tmp_path, dirs_exist_ok=True)
     output, before = tmp_path / "output", directory_contents(reference_run / "output")
     for _ in range(kills):
-        script = start_resnet50(tmp_path, "--dropout", 0.1)
+        script = start_resnet50(tmp_path, "--dropout", 0.1, patches=SMALL)
         script.wait_until(lambda: list(output.glob(".incomplete-*/model.keras")))
         time.sleep(rng.uniform(0, 0.5))
         assert script.send(signal.SIGKILL) == -signal.SIGKILL
@@ -392,7 +398,7 @@ def test_full_disk_keeps_existing_results(kind, kilobytes, reference_run, make_d
     shutil.copytree(reference_run, tmp_path, dirs_exist_ok=True)
     disk.leave(kilobytes)
     before = directory_contents(disk.directory)
-    script = start_resnet50(tmp_path, "--dropout", 0.1, limit=disk.limit)
+    script = start_resnet50(tmp_path, "--dropout", 0.1, limit=disk.limit, patches=SMALL)
     assert script.wait() == 1
     assert re.fullmatch(
         rf"resnet50_fashion.py: error: could not write all results: {FULL}; .*\n", script.err
