@@ -43,6 +43,7 @@ from pathlib import Path
 import numpy as np  # nothing larger: a child's peak memory is at least its parent's at the fork
 
 ROOT = Path(__file__).parents[1]
+PROCESSES = multiprocessing.get_context("spawn")  # a fork's peak memory is at least its parent's
 BATCH_SIZE = 32  # of the other runtimes; Keras' default
 TRAIN, VALIDATION, TEST = "--train-size", "--validation-size", "--test-size"
 RECIPES = "published", "fast", "best"
@@ -380,7 +381,7 @@ def maxrss_unit() -> int:
     return 1 if sys.platform == "darwin" else 1024
 
 
-def matmul_rates(pipe: multiprocessing.connection.Connection) -> None:
+def matmul_rates(rounds: int, pipe: multiprocessing.connection.Connection) -> None:
     """Run in a process: send {dtype: GFLOP/s} of the fastest large matrix multiplication."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
@@ -390,7 +391,7 @@ def matmul_rates(pipe: multiprocessing.connection.Connection) -> None:
         rates[dtype] = 0.0
         for size in 1024, 2048, 4096:
             matrix = tf.cast(tf.random.normal((size, size)), dtype)
-            for _ in range(6):
+            for _ in range(2 * rounds):
                 start = time.perf_counter()
                 (matrix @ matrix)[0, 0].numpy()
                 rate = 2 * size**3 / (time.perf_counter() - start) / 1e9
@@ -415,9 +416,8 @@ def send_test_images(options: argparse.Namespace, count: int, pipe) -> None:
 
 def spawn(function: Callable, *arguments: object) -> tuple:
     """Spawn a process that gets a pipe as its last argument; return process and pipe."""
-    context = multiprocessing.get_context("spawn")
-    parent_conn, child_conn = context.Pipe()
-    process = context.Process(target=function, args=(*arguments, child_conn), daemon=True)
+    parent_conn, child_conn = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=function, args=(*arguments, child_conn), daemon=True)
     process.start()
     child_conn.close()
     return process, parent_conn
@@ -436,7 +436,7 @@ def call_in_process(function: Callable, *arguments: object) -> object:
 
 def runtimes(options: argparse.Namespace) -> str:
     """Compare the runtimes."""
-    limit = call_in_process(matmul_rates)
+    limit = call_in_process(matmul_rates, options.rounds)
     images, gflop = call_in_process(send_test_images, options, options.images)
     workers, failures = {}, {}
     for name in RUNTIMES:

@@ -40,6 +40,26 @@ os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 for name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[name]  # the user's settings must not reach a test
 
+# The slowest files, slowest first. If a worker started one of them last, the others would wait.
+SLOWEST_FILES = (
+    "test_export.py",
+    "test_online.py",  # waits for servers while others compute
+    "test_fine_tuner.py",
+    "test_resnet50_fashion.py",
+    "test_benchmarks.py",
+    "test_faults.py",
+    "test_runners.py",
+    "test_image_folder.py",
+    "test_devices.py",
+    "test_freezing.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start `SLOWEST_FILES` first."""
+    order = {name: position for position, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def isolate_wandb_dir(tmp_path_factory) -> Iterator[None]:
@@ -193,17 +213,28 @@ def run_offline(directory: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def offline_runs(tmp_path_factory, fork_server) -> dict[str, CompletedRun]:
-    """Finished processes of both scripts; the workers of pytest-xdist share them."""
+def run_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Fill a directory in one of the workers of pytest-xdist, and return it in all of them."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    directory, is_complete = root / "offline-runs", root / "offline-runs-complete"
-    with filelock.FileLock(root / "offline-runs.lock"):
-        if not is_complete.exists():
-            directory.mkdir()
-            run_offline(directory)
-            is_complete.touch()
+
+    def directory_of(name: str, fill: Callable[[Path], None]) -> Path:
+        directory, is_complete = root / name, root / f"{name}-complete"
+        with filelock.FileLock(root / f"{name}.lock"):
+            if not is_complete.exists():
+                directory.mkdir()
+                fill(directory)
+                is_complete.touch()
+        return directory
+
+    return directory_of
+
+
+@pytest.fixture(scope="session")
+def offline_runs(run_once, fork_server) -> dict[str, CompletedRun]:
+    """Finished processes of both scripts."""
+    directory = run_once("offline-runs", run_offline)
     return {
         script: CompletedRun(
             directory=directory / script,
@@ -261,16 +292,18 @@ def wandb_tables(wandb_run_dir, wandb_records):
 
 
 @pytest.fixture(scope="session")
-def subset_run(fashion_mnist_dir, imagenet_weights, tmp_path_factory) -> Result:
+def subset_run(fashion_mnist_dir, imagenet_weights, run_once) -> Result:
     """The quick run of README: a subset of the real data, and real weights."""
-    directory = tmp_path_factory.mktemp("subset")
-    sizes = ("--train-size", 5000, "--validation-size", 2000, "--test-size", 2000)
-    done = run_script(
-        directory,
-        "resnet50_fashion.py",
-        *("--data-dir", fashion_mnist_dir, "--weights", imagenet_weights, *sizes),
-        *("--recipe", "fast", "--image-size", 64, "--require-accuracy", 0.905),
-        *("--cache-dir", directory / "cache", "--wandb", "disabled"),
-    )
-    assert done.returncode == 0, done.stderr
-    return Result(directory / "outputs" / "resnet50_fashion")
+
+    def run(directory: Path) -> None:
+        sizes = ("--train-size", 5000, "--validation-size", 2000, "--test-size", 2000)
+        done = run_script(
+            directory,
+            "resnet50_fashion.py",
+            *("--data-dir", fashion_mnist_dir, "--weights", imagenet_weights, *sizes),
+            *("--recipe", "fast", "--image-size", 64, "--require-accuracy", 0.905),
+            *("--cache-dir", directory / "cache", "--wandb", "disabled"),
+        )
+        assert done.returncode == 0, done.stderr
+
+    return Result(run_once("subset", run) / "outputs" / "resnet50_fashion")

@@ -1,24 +1,21 @@
 """Precision, memory errors, inference in batches, one device and two."""
 
-import json
-import subprocess
-import sys
-
 from fashion import devices, environment
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.scripts import ROOT, SAMPLE, Result, process_environment, train_in_process
+from helpers.forkserver import SMALL_WITHOUT_FIGURES, ForkedScript
+from helpers.scripts import SAMPLE, Result
 
 import common
-import resnet50_fashion
 
 FAST = (
     *("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64, "--precision", "float32"),
     *("--train-size", 300, "--validation-size", 100, "--test-size", 100, "--epochs", 2),
-    *("--fine-tune-blocks", 1, "--fine-tune-epochs", 2, "--fine-tune-batch-size", 50),
+    *("--fine-tune-blocks", 3, "--fine-tune-epochs", 2, "--fine-tune-batch-size", 50),
+    *("--fine-tune-learning-rate", 0.01),  # so that each step shows in the losses
     # One batch for all training images: several devices shuffle differently.
     *("--batch-size", 300, "--dropout", 0, "--wandb", "disabled"),
 )
@@ -89,41 +86,26 @@ def test_configure_gpus_enables_determinism_only_with_gpus(monkeypatch):
     assert calls == [["a GPU"]]
 
 
-RUN_MAIN = """
-import importlib
-import json
-from fashion.cli.command_line import parse_options
-for script, *argv in json.loads(sys.argv[1]):
-    module = importlib.import_module(script)
-    module.main(parse_options(module.Options, None, argv))
-"""
-
-
-def run_in_configured_process(configuration, directory, *command_lines):
-    """Call scripts' `main`, one after the other, in a process with a TensorFlow configuration."""
-    imports = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport fashion\n"
-    argv = json.dumps([list(map(str, command_line)) for command_line in command_lines])
-    subprocess.run(
-        [sys.executable, "-c", imports + configuration + RUN_MAIN, argv],
-        cwd=directory,
-        env=process_environment(directory),
-        check=True,
-    )
+def enable_determinism(patch):
+    tf.config.experimental.enable_op_determinism()
 
 
 @pytest.mark.slow
-def test_runs_support_deterministic_ops(tmp_path):
+def test_runs_support_deterministic_ops(fork_server, tmp_path):
     """On a CPU, this shows that each random operation has a seed."""
-    tuned = ("resnet50_fashion", *FAST, "--cache-dir", tmp_path, "--fine-tune-inputs")
-    basic = ("cnn_basic", "--data-dir", SAMPLE, "--epochs", 1, "--wandb", "disabled")
-    command_lines = [(*tuned, "cached"), (*tuned, "augmented"), basic]
-    run_in_configured_process(
-        "import tensorflow as tf\ntf.config.experimental.enable_op_determinism()\n",
-        tmp_path,
-        *((*argv, "--output-dir", tmp_path / str(i)) for i, argv in enumerate(command_lines)),
-    )
-    for i in range(len(command_lines)):
-        assert Result(tmp_path / str(i)).history
+    tuned = (*FAST, "--cache-dir", tmp_path, "--fine-tune-inputs")
+    basic = ("--data-dir", SAMPLE, "--epochs", 1, "--wandb", "disabled")
+    command_lines = {
+        "cached": ("resnet50_fashion", *tuned, "cached"),
+        "augmented": ("resnet50_fashion", *tuned, "augmented"),
+        "basic": ("cnn_basic", *basic),
+    }
+    for name, (script, *argv) in command_lines.items():
+        argv += ["--output-dir", tmp_path / name]
+        patches = (enable_determinism, *SMALL_WITHOUT_FIGURES)
+        process = ForkedScript(script, tmp_path, *argv, patches=patches)
+        assert process.wait() == 0, process.err
+        assert Result(tmp_path / name).history
 
 
 def build_one_weight_model(dtype):
@@ -214,40 +196,34 @@ def test_predict_on_replicas_keeps_output_names():
     assert devices.predict_on_replicas(model, []) == []
 
 
-TWO_DEVICES = """
-import tensorflow as tf
-(cpu,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
-two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-tf.distribute.experimental_set_strategy(two)
-"""
+def use_two_devices(patch):
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
+    two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    tf.distribute.experimental_set_strategy(two)
+    assert devices.num_replicas() == 2
 
 
 @pytest.mark.slow
-def test_two_devices_equal_one(tmp_path):
+def test_two_devices_equal_one(fork_server, tmp_path):
     """Features bit for bit; losses within float32 rounding without dropout.
 
     Trained batch normalization uses the statistics of the batches of both devices.
     """
-    command_lines = {
-        (name, batch_norm): (
-            *FAST,
-            *("--fine-tune-batch-norm", batch_norm, "--cache-dir", tmp_path / name),
-            *("--output-dir", tmp_path / f"{name}-{batch_norm}"),
-        )
-        for name in ("one", "two")
-        for batch_norm in ("frozen", "trained")
-    }
-    two = [argv for (name, _), argv in command_lines.items() if name == "two"]
-    run_in_configured_process(TWO_DEVICES, tmp_path, *(("resnet50_fashion", *argv) for argv in two))
-    for (name, _), argv in command_lines.items():
-        if name == "one":
-            train_in_process(resnet50_fashion, *argv)
+    for name, patches in ("one", ()), ("two", (use_two_devices,)):
+        for batch_norm in "frozen", "trained":
+            process = ForkedScript(
+                *("resnet50_fashion", tmp_path, *FAST, "--fine-tune-batch-norm", batch_norm),
+                *("--cache-dir", tmp_path / name),
+                *("--output-dir", tmp_path / f"{name}-{batch_norm}"),
+                patches=(*patches, *SMALL_WITHOUT_FIGURES),
+            )
+            assert process.wait() == 0, process.err
     caches = [
         {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.npz")}
         for name in ("one", "two")
     ]
-    assert len(caches[0]) == 2 * 5 and caches[0] == caches[1]
+    assert len(caches[0]) == 2 * 500 // 20 and caches[0] == caches[1]
     losses = {}
     for batch_norm in "frozen", "trained":
         one, two = (Result(tmp_path / f"{name}-{batch_norm}").history for name in ("one", "two"))

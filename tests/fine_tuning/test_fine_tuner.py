@@ -190,6 +190,7 @@ def test_out_of_memory_can_be_resumed_with_smaller_batches(run, tmp_path, monkey
     assert resumed.deterministic_metrics() == expected.deterministic_metrics()
 
 
+@pytest.mark.any_version
 def test_fine_tuning_options_take_effect(run, finished):
     results = [
         Result(finished / "output"),
@@ -239,6 +240,7 @@ def test_saved_model_contains_no_optimizer(finished):
     assert Result(finished / "output").optimizer_variables() == []
 
 
+@pytest.mark.any_version
 def test_early_stopping_may_restore_an_epoch_of_head_training(run):
     # This rate destroys the network without making the loss NaN.
     argv = ("--fine-tune-learning-rate", 10, "--fine-tune-epochs", 9, "--patience", 2)
@@ -265,6 +267,7 @@ def test_nan_loss_raises_and_keeps_the_last_finite_epoch(batch, run, tmp_path):
     assert np.isfinite(result.history[-1]["loss"]) and len(result.history) == 4
 
 
+@pytest.mark.any_version
 def test_damaged_checkpoint_raises_and_damaged_activations_are_recomputed(
     run, finished, tmp_path, capfd
 ):
@@ -298,6 +301,7 @@ def test_damaged_checkpoint_raises_and_damaged_activations_are_recomputed(
     assert sorted(line.split(" is damaged ")[0] for line in lines) == sorted(map(str, damaged))
 
 
+@pytest.mark.any_version
 def test_too_many_blocks_raise_usage_error(command_line, small_resnet):
     argv = ("--data-dir", SAMPLE, "--weights", "none", "--image-size", 64)
     done = command_line(resnet50_fashion, *argv, "--fine-tune-blocks", 7)

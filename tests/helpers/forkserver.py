@@ -22,7 +22,7 @@ import pytest
 import cnn_basic
 import resnet50_fashion
 from helpers.networks import use_small_chunks, use_small_resnet
-from helpers.scripts import ROOT, process_environment, skip_figure_layout
+from helpers.scripts import ROOT, process_environment, skip_figure_layout, skip_figures
 
 assert cnn_basic and resnet50_fashion
 
@@ -64,6 +64,7 @@ def _run(script, argv, directory, environment, limit, patches):
 
 
 SMALL = (use_small_resnet, use_small_chunks, skip_figure_layout)
+SMALL_WITHOUT_FIGURES = (use_small_resnet, use_small_chunks, skip_figures)
 
 
 class ForkedScript:

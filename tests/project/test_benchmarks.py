@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import forkserver
 from helpers.scripts import ROOT, SAMPLE, parse_options, process_environment
 from PIL import Image
 
@@ -16,12 +17,12 @@ import cnn_basic
 import resnet50_fashion
 
 
-def run(folder, script, *options, **environment):
+def run(folder, script, *options):
     command = [sys.executable, ROOT / "benchmarks" / script, *map(str, options)]
     done = subprocess.run(
         [*command, "--data-dir", SAMPLE, "--weights", "none"],
         cwd=folder,
-        env=process_environment(folder, **environment),
+        env=process_environment(folder),
         capture_output=True,
         text=True,
         timeout=1500,
@@ -38,9 +39,18 @@ def number(text):
     return float(re.match(r"[\d.,]+", text)[0].replace(",", ""))
 
 
+@pytest.fixture
+def speed(monkeypatch, fork_server):
+    """The benchmark as a module whose processes are forked after the import of TensorFlow."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("speed")
+    monkeypatch.setattr(module, "PROCESSES", forkserver.SERVER)
+    return module
+
+
 @pytest.mark.slow
-def test_speed(tmp_path):
-    sizes = *("--images", 4, "--extraction-images", 130, "--rounds", 1), *("--train-size", 40)
+def test_speed(speed, monkeypatch, tmp_path):
+    sizes = *("--images", 4, "--extraction-images", 100, "--rounds", 1), *("--train-size", 40)
     sizes += *("--epochs", 2), *("--timed-images", 32), *("--recipes", "fast")
     # Other runtimes take minutes to convert the network; test_export.py runs them.
     (tmp_path / "hidden").mkdir()
@@ -49,8 +59,10 @@ def test_speed(tmp_path):
         (tmp_path / "hidden" / f"{package}.py").write_text(code)
     sections = ("runtimes", "end_to_end", "baseline", "fine_tuning")
     sizes += *("--tuning-images", 32), *("--batch-sizes", 16), *("--tuning-blocks", 1)
-    path = str(tmp_path / "hidden")
-    run(tmp_path, "speed.py", *sections, *sizes, "--output", tmp_path, PYTHONPATH=path)
+    monkeypatch.syspath_prepend(tmp_path / "hidden")  # processes get the path as well
+    sizes += *("--data-dir", SAMPLE, "--weights", "none"), *("--output", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["speed.py", *sections, *map(str, sizes)])
+    speed.main()
 
     *runtimes, _, _, published, fast = rows(tmp_path / "runtimes.md")
     for recipe, alone, whole, ratio in published, fast:

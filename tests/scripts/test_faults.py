@@ -17,7 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.forkserver import ForkedScript, kill_remaining_processes, read_state
+from helpers.forkserver import (
+    SMALL,
+    SMALL_WITHOUT_FIGURES,
+    ForkedScript,
+    kill_remaining_processes,
+    read_state,
+)
 from helpers.scripts import (
     ROOT,
     SAMPLE,
@@ -43,11 +49,11 @@ FINE_TUNING = ("--fine-tune-blocks", 1, "--fine-tune-epochs", 20, "--fine-tune-b
 NUM_FILES = (1760 + 160 + 400) // 20  # in the cache
 
 
-def start_resnet50(directory, *argv, **settings):
+def start_resnet50(directory, *argv, patches=SMALL_WITHOUT_FIGURES, **settings):
     """Start resnet50_fashion.py with `directory`/output and `directory`/cache."""
     directories = ("--output-dir", directory / "output", "--cache-dir", directory / "cache")
     argv = (*FAST, "--epochs", 2, "--wandb", "disabled", *directories, *argv)
-    return ForkedScript("resnet50_fashion", directory, *argv, **settings)
+    return ForkedScript("resnet50_fashion", directory, *argv, patches=patches, **settings)
 
 
 def cache_of(directory):
@@ -77,6 +83,7 @@ def check_results(directory, expected):
 slow_param = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("kills", [1, slow_param(10)])
 def test_killed_extraction_resumes_to_equal_files(kills, reference_run, tmp_path):
     expected, rng = cache_of(reference_run), np.random.default_rng(kills)
@@ -133,13 +140,14 @@ def test_killed_fine_tuning_resumes_to_equal_metrics(kills, fine_tuned, tmp_path
     assert len({name.split("-")[-1] for name in runs}) == 1  # one run, continued
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("kills", [1, slow_param(8)])
 def test_kill_while_writing_results_keeps_existing_files(kills, reference_run, tmp_path):
     rng = np.random.default_rng(kills)
     shutil.copytree(reference_run, tmp_path, dirs_exist_ok=True)
     output, before = tmp_path / "output", directory_contents(reference_run / "output")
     for _ in range(kills):
-        script = start_resnet50(tmp_path, "--dropout", 0.1)
+        script = start_resnet50(tmp_path, "--dropout", 0.1, patches=SMALL)
         script.wait_until(lambda: list(output.glob(".incomplete-*/model.keras")))
         time.sleep(rng.uniform(0, 0.5))
         assert script.send(signal.SIGKILL) == -signal.SIGKILL
@@ -346,6 +354,7 @@ def make_disk(tmp_path):
 FULL = r"\[Errno (28|27)\] (No space left on device|File too large)"
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("kind", ["disk", slow_param("limit")])
 def test_extraction_resumes_after_disk_full(kind, reference_run, make_disk, tmp_path):
     disk = make_disk("cache", 4000, kind)
@@ -365,6 +374,7 @@ def test_extraction_resumes_after_disk_full(kind, reference_run, make_disk, tmp_
     check_results(tmp_path, reference_run)
 
 
+@pytest.mark.any_version
 def test_too_small_cache_disk_raises_before_extraction(make_disk, tmp_path):
     disk = make_disk("cache", 3000)
     script = start_resnet50(tmp_path, "--backbone", "mobilenetv2", limit=disk.limit)
@@ -380,6 +390,7 @@ def test_too_small_cache_disk_raises_before_extraction(make_disk, tmp_path):
     assert not directory_contents(disk.directory)
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("kind", ["disk", slow_param("limit")])
 @pytest.mark.parametrize("kilobytes", [20, slow_param(200)])  # for the model, or for the figures
 def test_full_disk_keeps_existing_results(kind, kilobytes, reference_run, make_disk, tmp_path):
@@ -387,7 +398,7 @@ def test_full_disk_keeps_existing_results(kind, kilobytes, reference_run, make_d
     shutil.copytree(reference_run, tmp_path, dirs_exist_ok=True)
     disk.leave(kilobytes)
     before = directory_contents(disk.directory)
-    script = start_resnet50(tmp_path, "--dropout", 0.1, limit=disk.limit)
+    script = start_resnet50(tmp_path, "--dropout", 0.1, limit=disk.limit, patches=SMALL)
     assert script.wait() == 1
     assert re.fullmatch(
         rf"resnet50_fashion.py: error: could not write all results: {FULL}; .*\n", script.err

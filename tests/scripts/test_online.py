@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.forkserver import ForkedScript, kill_remaining_processes
-from helpers.scripts import ROOT, SAMPLE, Result, process_environment, run_script
+from helpers.scripts import ROOT, SAMPLE, Result, process_environment
 from helpers.wandb_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fork_server")]
@@ -53,7 +53,7 @@ def sync(directory: Path, server: Server) -> None:
     scope="module",
     params=["cnn_basic", "resnet50_fashion"],
 )
-def runs(request, tmp_path_factory):
+def runs(request, tmp_path_factory, fork_server):
     """Servers and results of a run online, and of one offline with `wandb sync` afterwards."""
     script = request.param
     with contextlib.ExitStack() as stack:
@@ -62,14 +62,10 @@ def runs(request, tmp_path_factory):
             directory = tmp_path_factory.mktemp(mode)
             server = stack.enter_context(Server())
             changes = {"WANDB_BASE_URL": server.url, **KEY} if mode == "online" else {}
-            done = run_script(
-                directory,
-                f"{script}.py",
-                *(*FAST, *SCRIPTS[script], "--cache-dir", "cache"),
-                **changes,
-            )
-            assert done.returncode == 0, done.stderr
-            assert "Traceback" not in done.stdout + done.stderr
+            argv = (*FAST, *SCRIPTS[script], "--cache-dir", "cache")
+            process = ForkedScript(script, directory, *argv, **changes)
+            assert process.wait() == 0, process.err
+            assert "Traceback" not in process.out + process.err
             if mode == "offline":
                 assert server.requests == []
                 sync(directory, server)

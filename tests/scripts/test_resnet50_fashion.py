@@ -207,6 +207,7 @@ def test_extractor_stops_at_the_last_needed_stage(features, expected, random_bac
     assert max(x.name[:5] for x in extractor.layers if x.name.startswith("conv")) == last
 
 
+@pytest.mark.any_version
 def test_cache_dir_name_depends_on_weights_seed_and_size(tmp_path, small_resnet):
     small = build_small_resnet(False, None, (64, 64, 3))
     small.save_weights(path := tmp_path / "other.weights.h5")
@@ -270,6 +271,7 @@ def test_head_without_hidden_units_is_linear_and_starts_from_zero():
     np.testing.assert_allclose(head.predict(features, verbose=0), expected, atol=2e-3)
 
 
+@pytest.mark.any_version
 def test_images_too_large_for_the_memory_raise(command_line, small_resnet, tmp_path):
     """125 images would take 5 TB."""
     argv = (*FAST, "--image-size", 100_000, "--cache-dir", tmp_path, "--wandb", "disabled")
@@ -329,6 +331,7 @@ def default_run(tmp_path_factory):
     return directory
 
 
+@pytest.mark.any_version
 def test_metrics_do_not_depend_on_the_cache(run, default_run, tmp_path, capsys):
     """Extraction stops at the last needed stage; the cache serves and extends other features."""
     first, second = tmp_path / "first", default_run / "cache"
@@ -467,6 +470,7 @@ def test_option_takes_effect(option, results):
     assert not check(default), "the check passes without the option"
 
 
+@pytest.mark.any_version
 def test_batch_size_and_seed_change_the_training(run, default_run):
     results = Result(default_run / "output"), run("--batch_size=10"), run("--seed", 1)
     losses = [[row["loss"] for row in result.history] for result in results]

@@ -7,6 +7,8 @@ import sys
 import pytest
 from helpers.scripts import ROOT, SAMPLE, Result, process_environment
 
+pytestmark = pytest.mark.any_version
+
 SCRIPT = str(ROOT / "cnn_basic.py")
 ARGV = ("--data-dir", str(SAMPLE), "--wandb", "disabled", "--epochs", "1")
 
