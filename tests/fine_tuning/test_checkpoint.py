@@ -175,7 +175,7 @@ COMPARED = {
 
 
 def test_every_option_is_ignored_or_compared():
-    others = {"model", "resume", "output_dir", "predict", "recipe", "mirror"}  # see below
+    others = {"model", "resume", "output_dir", "predict", "export", "recipe", "mirror"}  # see below
     assert resnet50_fashion.Options().config().keys() == IGNORED.keys() | COMPARED.keys() | others
 
 

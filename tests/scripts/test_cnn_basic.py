@@ -73,7 +73,8 @@ def test_data_dir_and_batch_size_take_effect(run, by_default):
 
 def test_every_option_is_tested():
     here = OPTIONS.keys() | {"data_dir", "batch_size"}
-    elsewhere = {"model", "seed", "output_dir", "require_accuracy", "wandb", "project", "predict"}
+    elsewhere = {"model", "seed", "output_dir", "require_accuracy", "wandb", "project"}
+    elsewhere |= {"predict", "export"}
     elsewhere |= {"cache_dir"}  # of image folders
     assert cnn_basic.Options().config().keys() == here | elsewhere
 

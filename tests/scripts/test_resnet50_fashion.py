@@ -489,6 +489,7 @@ def test_every_option_is_tested():
         "test_size",
         "gpus",
         "predict",
+        "export",
         "recipe",
     }
     fine_tuning = {name for name in options if name.startswith("fine_tune_")} | {"resume"}
