@@ -45,13 +45,14 @@ SLOWEST_FILES = (
     "test_export.py",
     "test_online.py",  # waits for servers while others compute
     "test_fine_tuner.py",
+    "test_faults.py",
     "test_resnet50_fashion.py",
     "test_benchmarks.py",
-    "test_faults.py",
     "test_runners.py",
-    "test_image_folder.py",
     "test_devices.py",
+    "test_image_folder.py",
     "test_freezing.py",
+    "test_checkpoint.py",
 )
 
 
