@@ -75,6 +75,7 @@ def test_import_hides_unneeded_variables_and_expands_paths(tmp_path):
     assert not list(tmp_path.rglob("~*"))
 
 
+@pytest.mark.any_version
 def test_empty_variables_count_as_unset(tmp_path):
     empty = dict.fromkeys(("WANDB_MODE", "WANDB_DIR", "WANDB_TAGS", "KERAS_HOME"), "")
     process = start_python(tmp_path, VARIABLES, **empty)

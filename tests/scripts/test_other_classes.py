@@ -111,6 +111,7 @@ def test_resnet50_and_fine_tuning_have_the_number_of_classes(
     assert [row["class"] for row in result.metrics["test"]["per_class"]] == list(NAMES)
 
 
+@pytest.mark.any_version
 def test_runs_on_other_classes_are_not_compared(
     completed, data_dir, command_line, tmp_path, sample
 ):

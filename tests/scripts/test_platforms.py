@@ -67,6 +67,7 @@ def test_fine_tuning_and_predict_run_with_special_characters(home):
     assert done.stdout.startswith(str(image))
 
 
+@pytest.mark.any_version
 def test_message_escapes_characters_the_console_lacks(home):
     """The code page has no arrow."""
     done = run_with_code_page(home, "cnn_basic", "--data-dir", home / "→")
