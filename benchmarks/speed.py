@@ -555,7 +555,7 @@ def extraction_table(options: argparse.Namespace) -> str:
 
 # ------------------------------------------------------------------------------- fine-tuning
 
-BATCH_NORMS = "frozen", "trained, Keras' layer", "trained, fused"
+BATCH_NORMS = "frozen", "trained, Keras' layer", "trained, fused", "trained, fused, float32"
 
 
 def fine_tuning_rates(options: argparse.Namespace, name: str, batch_size: int, pipe) -> None:
@@ -576,6 +576,7 @@ def fine_tuning_rates(options: argparse.Namespace, name: str, batch_size: int, p
         batch_norm.BatchNormalization = keras.layers.BatchNormalization
     argv = ["--recipe", "tuned", "--fine-tune-blocks", str(options.tuning_blocks)]
     argv += ["--weights", str(options.weights)]
+    argv += ["--precision", "float32" if "float32" in name else "auto"]
     run_options = command_line.parse_options(script.Options, None, argv)
     data = common.load_fashion_mnist(
         common.DataOptions(data_dir=options.data_dir, train_size=options.tuning_images)
