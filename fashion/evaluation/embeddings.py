@@ -143,7 +143,9 @@ def tsne(values: np.ndarray) -> np.ndarray:
         return np.zeros((num_rows, 2), "float32")
     perplexity = min(30, (num_rows - 1) / 3)
     with threadpool_limits(1):  # several threads are slower with so few rows
-        return TSNE(perplexity=perplexity, max_iter=500, random_state=0).fit_transform(values)
+        # With init="pca", groups of equal rows may end at the same point.
+        model = TSNE(perplexity=perplexity, max_iter=500, init="random", random_state=0)
+        return model.fit_transform(values)
 
 
 @dataclass(frozen=True)

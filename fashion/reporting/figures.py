@@ -168,9 +168,10 @@ def plot_prediction_map(analysis: EmbeddingAnalysis) -> Figure:
         for name, color in zip(names, colors, strict=True):
             axes.scatter([], [], color=color, label=truncate(name))
         _write_class_names(axes, points, labels, names)
-    axes.set_title(
-        f"t-SNE of the probabilities of {len(points):,} test images, colored by true class"
-    )
+    num_images = f"{len(points):,}"
+    if len(points) < len(evaluation.labels):
+        num_images += f" of {len(evaluation.labels):,}"
+    axes.set_title(f"t-SNE of the probabilities of {num_images} test images, colored by true class")
     axes.set(xticks=[], yticks=[])  # the units have no meaning
     axes.margins(0.08)  # for the names
     axes.set_aspect("equal", adjustable="datalim")

@@ -114,6 +114,15 @@ def test_tsne_separates_groups():
     np.testing.assert_array_equal(tsne(values.astype("float32")), points)
 
 
+def test_tsne_keeps_equal_rows_of_different_groups_apart():
+    """As saturated probabilities of many classes."""
+    labels = np.arange(300) % 30
+    points = tsne(np.eye(30, dtype="float32")[labels])
+    centers = np.stack([points[labels == label].mean(axis=0) for label in range(30)])
+    distances = np.linalg.norm(centers[:, None] - centers, axis=2) + 1e9 * np.eye(30)
+    assert distances.min() > 1
+
+
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 31])
 def test_tsne_of_few_or_equal_rows(num_rows):
     for values in RNG.normal(size=(num_rows, 2)), np.ones((num_rows, 3)):

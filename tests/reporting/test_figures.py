@@ -1,5 +1,6 @@
 """The figures of a run: the plotted values."""
 
+import dataclasses
 import io
 
 from fashion.datasets.dataset import CLASS_NAMES
@@ -99,6 +100,13 @@ def test_plot_prediction_map_shows_each_test_image_in_the_color_of_its_class(sam
         median = np.median(points[sample.test.labels == label], axis=0)
         np.testing.assert_array_equal(text.xy, median)
     assert len(axes.texts) == 10
+
+
+def test_plot_prediction_map_counts_the_images_that_it_omits(sample):
+    analysis, _ = make_analysis(sample, num_errors=3)
+    analysis = dataclasses.replace(analysis, map_points=analysis.map_points[:123])
+    title = figures.plot_prediction_map(analysis).axes[0].get_title()
+    assert title.startswith("t-SNE of the probabilities of 123 of 400 test images")
 
 
 @pytest.mark.parametrize("num_errors", [0, 1, 5])
