@@ -62,6 +62,8 @@ if any(option.startswith("error") for option in sys.warnoptions):  # such as PYT
 os.environ["KERAS_BACKEND"] = "tensorflow"  # overrides keras.json
 # Messages about GPU drivers would hide the results.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Otherwise, scikit-learn counts the cores, and prints a traceback where there is no `lscpu`.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
 
 @contextlib.contextmanager
