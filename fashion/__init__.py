@@ -111,7 +111,8 @@ def _suppress_stderr() -> Iterator[None]:
             sys.exit(130)  # Ctrl-C, without a traceback through all the imports
         except BaseException as error:
             if path := _settings_file(error):
-                sys.exit(f"error: {path} cannot be used: {error}; correct or delete it")
+                reason = str(error) or type(error).__name__  # Keras 3.10 asserts
+                sys.exit(f"error: {path} cannot be used: {reason}; correct or delete it")
             captured.seek(0)
             os.write(stderr, captured.read())
             raise
