@@ -35,7 +35,6 @@ SMALL = ("--weights", "none", "--image-size", 64)
 RUNS = {
     "basic": (cnn_basic,),
     "mirrored": (resnet50_fashion, *SMALL, "--precision", "bfloat16", "--recipe", "best"),
-    "frozen": (resnet50_fashion, *SMALL, "--precision", "float32", "--recipe", "fast"),
     "fine_tuned": (
         *(resnet50_fashion, *SMALL, "--precision", "float16"),
         *("--fine-tune-blocks", 1, "--fine-tune-epochs", 1),
@@ -170,7 +169,7 @@ def test_each_format_has_a_snippet():
 @pytest.mark.slow
 @pytest.mark.versions
 def test_exported_models_predict_as_in_keras(results, command_line, tmp_path):
-    """Models of both scripts and of each precision, in all formats that are installed."""
+    """Models of both scripts, in all formats that are installed."""
     runs = {name: results(name) for name in RUNS}
     check_exported_models(runs, available_formats(), command_line, tmp_path)
 
