@@ -6,6 +6,7 @@ import http.client
 import os
 import platform
 import re
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -126,12 +127,14 @@ def staging_dir(directory: Path) -> Iterator[Path]:
     other processes and later runs never see a partial file. Files that are left are deleted.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=directory, prefix=".incomplete-"))
+    path = directory / f".incomplete-{secrets.token_hex(6)}"
     try:
+        path.mkdir()  # inside the block, so that a signal right after it leaves nothing behind
         yield path
     finally:
         try:
-            shutil.rmtree(path)
+            if path.exists():
+                shutil.rmtree(path)
         except BaseException:  # Ctrl-C or SIGTERM while deleting
             shutil.rmtree(path, ignore_errors=True)
             raise
