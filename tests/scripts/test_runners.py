@@ -71,20 +71,24 @@ print("the host lives")
 def test_host_process_survives_a_script(signal_number, code, tmp_path):
     epochs = "1" if signal_number is None else "1000"
     argv = (*ARGV, "--epochs", epochs)
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", HOST.format(script=SCRIPT), *argv],
-        cwd=tmp_path,
-        env=process_environment(tmp_path, PYTHONPATH=str(ROOT)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    if signal_number:
-        while "Epoch 3" not in process.stdout.readline():
-            pass
-        process.send_signal(signal_number)
-    out, err = process.communicate(timeout=120)
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", HOST.format(script=SCRIPT), *argv],
+            cwd=tmp_path,
+            env=process_environment(tmp_path, PYTHONPATH=str(ROOT)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        if signal_number:
+            while "Epoch 3" not in process.stdout.readline():
+                pass
+            process.send_signal(signal_number)
+        out, err = process.communicate(timeout=120)
+        # Once in hundreds of runs, TensorFlow aborts when it is interrupted within a step.
+        if process.returncode != -signal.SIGABRT or signal_number is None:
+            break
     assert out.endswith(f"ended with {code}\nthe host lives\n"), err
     assert process.returncode == 0 and "Traceback" not in err
 
