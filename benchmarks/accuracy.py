@@ -3,8 +3,9 @@
 --output gets a table with one row per name in --rows (accuracy.md; rows that it already has stay),
 a figure of accuracy against minutes (frontier.png), and the results of each run, with processor and
 versions (runs/). A run whose results are there is not repeated, so an interrupted benchmark resumes
-where it stopped. Delete a run's file to measure it again, all files of a row to measure its first
-run again, and all after a code change. Each row has its own feature cache in --work-dir: its first
+where it stopped; a run that was interrupted while fine-tuning is resumed, and its time is not
+recorded. Delete a run's file to measure it again, all files of a row to measure its first run
+again, and all after a code change. Each row has its own feature cache in --work-dir: its first
 run starts with an empty cache, later ones use its features.
 
 The naive Keras script would take hours for ten epochs. Its time is extrapolated from a few images,
@@ -20,7 +21,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,7 +166,9 @@ def measure(row: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             )
         results = run_naive_keras(script, [*arguments, *paths], log)
     else:
-        if not any(result_path.parent.glob(f"{row}-*.json")):  # left by an interrupted first run
+        resumable = has_checkpoint(log.with_suffix(""))
+        if not (resumable or any(result_path.parent.glob(f"{row}-*.json"))):
+            # Features may have been left by an interrupted first run.
             shutil.rmtree(options.work_dir / row, ignore_errors=True)
         first = not (options.work_dir / row).exists()
         results = {"first": first} | run(script, [*arguments, *paths], log)
@@ -192,13 +194,24 @@ def run_logged(script: str, arguments: Sequence[str], log: Path) -> str:
     return log.read_text()
 
 
+def has_checkpoint(output_dir: Path) -> bool:
+    """Return whether a run was interrupted while fine-tuning."""
+    return (output_dir / "checkpoint" / "state.json").exists()
+
+
 def run(script: str, arguments: list[str], log: Path) -> dict[str, Any]:
-    """Run a script that writes metrics.json and return its results."""
-    with tempfile.TemporaryDirectory() as directory:
-        start = time.perf_counter()
-        run_logged(script, [*arguments, "--wandb", "disabled", "--output-dir", directory], log)
-        seconds = time.perf_counter() - start
-        metrics = json.loads((Path(directory) / "metrics.json").read_text())
+    """Run a script that writes metrics.json, or resume it, and return its results.
+
+    Its output directory is named like the log file, and deleted at the end.
+    """
+    output_dir = log.with_suffix("")
+    arguments = [*arguments, "--wandb", "disabled", "--output-dir", str(output_dir)]
+    resumed = has_checkpoint(output_dir)
+    start = time.perf_counter()
+    run_logged(script, [*arguments, *(["--resume"] if resumed else [])], log)
+    seconds = None if resumed else time.perf_counter() - start
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    shutil.rmtree(output_dir)
     return {
         "accuracy": {name: metrics[name]["accuracy"] for name in SPLITS},
         "interval95": metrics["test"]["interval95"],

@@ -120,6 +120,23 @@ def test_accuracy(tmp_path, run_main):
 
 
 @pytest.mark.slow
+def test_interrupted_fine_tuning_is_resumed_and_not_timed(accuracy, tmp_path, run_main):
+    argv = "--recipe", "fast", "--backbone", "mobilenetv2", "--weights", "none", "--epochs", 3
+    argv += "--fine-tune-blocks", 1, "--fine-tune-epochs", 1, "--fine-tune-inputs", "computed"
+    argv += "--image-size", 32, "--train-size", 100
+    argv += "--data-dir", SAMPLE, "--cache-dir", tmp_path / "cache"
+    output_dir = tmp_path / "row-0"
+    complete = run_main(resnet50_fashion, *argv, "--output-dir", output_dir)
+    # As after an interruption between the last epoch and the evaluation.
+    (output_dir / "metrics.json").unlink()
+    result = accuracy.run("resnet50_fashion.py", [*map(str, argv)], tmp_path / "row-0.log")
+    assert result["seconds"] is None
+    assert result["accuracy"]["test"] == complete.metrics["test"]["accuracy"] > 0.2
+    assert "Epoch" not in (tmp_path / "row-0.log").read_text()
+    assert not output_dir.exists()
+
+
+@pytest.mark.slow
 def test_backbones(tmp_path):
     sizes = "--train-size", 100, "--validation-size", 100, "--images", 125, "--rounds", 1
     run(
