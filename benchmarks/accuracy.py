@@ -348,8 +348,9 @@ def plot_frontier(table: dict[str, list[str]], path: Path) -> None:
         axes.annotate(
             LABELS.get(row, row),
             (max(times.values()), mean),
-            xytext=(6, -14),
+            xytext=(0, -20),
             textcoords="offset points",
+            ha="center",
             color=color,
         )
     axes.set_xscale("log")

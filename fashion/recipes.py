@@ -25,7 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # `python benchmarks/accuracy.py --rows best`.
     "best": FAST | {"features": "conv4_4x4", "mirror": True},
     # Fine-tuning of conv2 to conv4 with trained batch normalization and AdamW, below a linear
-    # classifier. Seed 0: 95.9 % validation, 96.0 % test; 2.3 hours on 2 cores with bfloat16:
+    # classifier. Seed 0: 95.9 % validation, 96.0 % test; 67 minutes on 2 cores with bfloat16:
     # `python benchmarks/accuracy.py --rows tuned --seeds 0`.
     "tuned": {
         "image_size": 80,
@@ -57,7 +57,7 @@ class RecipeOptions:
     recipe: Annotated[str, choice(RECIPES)] = "published"
     """published: average-pooled last stage at 224×224; fast: conv3 on a 3×3 grid and conv4 at
     112×112; best: like fast, with a 4×4 grid and horizontal flips; tuned: fine-tuned at 80×80
-    (hours)"""
+    (an hour or more)"""
 
 
 def apply_recipe(options: OptionsT, argv: Sequence[str]) -> OptionsT:

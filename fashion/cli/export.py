@@ -17,6 +17,7 @@ from fashion import devices
 from fashion.cli.trained_model import load_trained_model
 from fashion.environment import staging_dir
 from fashion.errors import UsageError, UserError
+from fashion.evaluation.embeddings import sample_rows
 from fashion.options import Options
 
 import keras
@@ -188,8 +189,7 @@ def _load_images(options: Options) -> tuple[np.ndarray, str]:
             raise
         blocks = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 7, 7), dtype="uint8")
         return np.kron(blocks, np.ones((1, 4, 4), "uint8")), "generated images"
-    # Not the first ones, which may be of a single class.
-    return images[:: max(1, len(images) // NUM_IMAGES)][:NUM_IMAGES], "test images"
+    return images[sample_rows(len(images), NUM_IMAGES)], "test images"
 
 
 def export_and_compare(

@@ -148,6 +148,15 @@ def tsne(values: np.ndarray) -> np.ndarray:
         return model.fit_transform(values)
 
 
+def sample_rows(num_rows: int, max_rows: int) -> np.ndarray:
+    """Return the indices of up to `max_rows` rows, in ascending order, int (M,).
+
+    They are random, since the first rows, or every n-th, may be of a single class.
+    """
+    rng = np.random.default_rng(0)
+    return np.sort(rng.choice(num_rows, min(num_rows, max_rows), replace=False))
+
+
 @dataclass(frozen=True)
 class EmbeddingAnalysis:
     """Neighbors of the most confident errors, and projections of test images.
@@ -158,7 +167,8 @@ class EmbeddingAnalysis:
         neighbors: Nearest training images of each mistake.
         embedding_dim: Number of units of the penultimate layer.
         projection: Principal components of the test images' embeddings.
-        map_points: t-SNE of the probabilities of the first `MAX_MAP_IMAGES` test images, (M, 2).
+        map_indices: Indices of up to `MAX_MAP_IMAGES` test images, int (M,).
+        map_points: t-SNE of the probabilities of these images, float32 (M, 2).
     """
 
     evaluation: Evaluation
@@ -166,6 +176,7 @@ class EmbeddingAnalysis:
     neighbors: Neighbors
     embedding_dim: int
     projection: PCAProjection
+    map_indices: np.ndarray
     map_points: np.ndarray
 
     @classmethod
@@ -177,6 +188,13 @@ class EmbeddingAnalysis:
         embeddings = predictions["test"].embeddings
         train_embeddings = predictions["train"].embeddings
         neighbors = nearest_neighbors(embeddings[mistakes], train_embeddings, NUM_NEIGHBORS)
-        projection = pca(embeddings, NUM_COMPONENTS)
-        map_points = tsne(predictions["test"].probabilities[:MAX_MAP_IMAGES])
-        return cls(evaluation, mistakes, neighbors, embeddings.shape[1], projection, map_points)
+        map_indices = sample_rows(len(embeddings), MAX_MAP_IMAGES)
+        return cls(
+            evaluation,
+            mistakes,
+            neighbors,
+            embedding_dim=embeddings.shape[1],
+            projection=pca(embeddings, NUM_COMPONENTS),
+            map_indices=map_indices,
+            map_points=tsne(predictions["test"].probabilities[map_indices]),
+        )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fashion.datasets.dataset import ImageDataset, Split
-from fashion.evaluation.embeddings import EmbeddingAnalysis
+from fashion.evaluation.embeddings import EmbeddingAnalysis, sample_rows
 from fashion.evaluation.metrics import Evaluation, SplitEvaluations
 from fashion.tracking.history import EpochMetrics
 
@@ -121,10 +121,11 @@ def log_embedding_analysis(
             row += [_to_wandb_image(data.train.images[j]), names[data.train.labels[j]]]
             row += [float(distance), int(data.train.indices[j])]
         neighbors_table.add_data(*row)
+    indices = sample_rows(len(analysis.projection.points), MAX_PROJECTOR_ROWS)
     # Without the zero padding of embeddings that have fewer dimensions.
-    points = analysis.projection.points[:MAX_PROJECTOR_ROWS, : analysis.embedding_dim]
+    points = analysis.projection.points[indices, : analysis.embedding_dim]
     embeddings_table = wandb.Table(["image", "class", "predicted", "correct", "embedding"])
-    for i, point in enumerate(points):
+    for i, point in zip(indices, points, strict=True):
         embedding = [round(float(x), 4) for x in point]
         cells = _prediction_cells(evaluation, data.test, i)
         embeddings_table.add_data(*cells, bool(evaluation.correct[i]), embedding)

@@ -144,7 +144,9 @@ def _plot_calibration(
 def plot_prediction_map(analysis: EmbeddingAnalysis) -> Figure:
     """Plot test images such that those with similar probabilities are near each other."""
     evaluation, points = analysis.evaluation, analysis.map_points
-    labels, correct = evaluation.labels[: len(points)], evaluation.correct[: len(points)]
+    labels, correct = (
+        values[analysis.map_indices] for values in (evaluation.labels, evaluation.correct)
+    )
     figure = Figure(figsize=(12, 10))
     axes, names = figure.subplots(), evaluation.class_names
     num_classes = len(names)

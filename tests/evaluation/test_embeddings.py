@@ -7,6 +7,7 @@ from fashion.evaluation.embeddings import (
     nearest_neighbors,
     pca,
     predict_with_embeddings,
+    sample_rows,
     tsne,
 )
 from fashion.evaluation.metrics import Evaluation
@@ -146,3 +147,12 @@ def test_error_analysis_of_few_errors():
     assert analysis.neighbors.indices[:, 0].tolist() == [16, 12]  # the embeddings in reverse order
     assert analysis.embedding_dim == 6
     assert analysis.projection.points.shape == (20, 50)
+
+
+def test_sampled_rows_are_ordered_and_of_all_classes():
+    assert sample_rows(7, 10).tolist() == list(range(7))
+    rows = sample_rows(10_000, 1000)
+    assert len(set(rows.tolist())) == 1000 and np.all(np.diff(rows) > 0)
+    # Data sets may be sorted by class, or have the classes in turns.
+    for classes in np.arange(10).repeat(1000), np.tile(np.arange(10), 1000):
+        assert np.bincount(classes[rows], minlength=10).min() > 70

@@ -114,7 +114,7 @@ def test_dashboard_contains_embeddings_for_the_projector(
     wandb_tables, offline_run, sample, metrics
 ):
     rows = wandb_tables["test/embeddings"]
-    assert len(rows) == metrics["data"]["test"] == 400  # at most the first 1,000
+    assert len(rows) == metrics["data"]["test"] == 400  # at most 1,000
     labels = sample.test.labels
     assert [row["class"] for row in rows] == [CLASS_NAMES[label] for label in labels]
     assert np.mean([row["correct"] for row in rows]) == pytest.approx(metrics["test"]["accuracy"])

@@ -1,9 +1,9 @@
 """The figures of a run: the plotted values."""
 
-import dataclasses
 import io
 
 from fashion.datasets.dataset import CLASS_NAMES
+from fashion.evaluation import embeddings
 from fashion.evaluation.embeddings import EmbeddingAnalysis, Predictions
 from fashion.evaluation.metrics import Evaluation
 from fashion.reporting import figures
@@ -102,11 +102,17 @@ def test_plot_prediction_map_shows_each_test_image_in_the_color_of_its_class(sam
     assert len(axes.texts) == 10
 
 
-def test_plot_prediction_map_counts_the_images_that_it_omits(sample):
-    analysis, _ = make_analysis(sample, num_errors=3)
-    analysis = dataclasses.replace(analysis, map_points=analysis.map_points[:123])
-    title = figures.plot_prediction_map(analysis).axes[0].get_title()
-    assert title.startswith("t-SNE of the probabilities of 123 of 400 test images")
+def test_plot_prediction_map_shows_all_classes_if_it_omits_images(sample, monkeypatch):
+    monkeypatch.setattr(embeddings, "MAX_MAP_IMAGES", 150)
+    labels = np.sort(sample.test.labels)  # data sets may be sorted by class
+    evaluation = Evaluation(np.eye(10)[labels], labels, CLASS_NAMES)
+    predictions = Predictions(evaluation.probabilities, np.zeros((400, 1), "float16"))
+    splits = {"train": predictions, "test": predictions}
+    analysis = EmbeddingAnalysis.from_predictions(splits, evaluation)
+    axes = figures.plot_prediction_map(analysis).axes[0]
+    assert axes.get_title().startswith("t-SNE of the probabilities of 150 of 400 test images")
+    _, counts = np.unique(axes.collections[0].get_facecolor(), axis=0, return_counts=True)
+    assert counts.sum() == 150 and len(counts) == 10 and counts.min() >= 5
 
 
 @pytest.mark.parametrize("num_errors", [0, 1, 5])
@@ -122,8 +128,8 @@ def test_plot_prediction_map_of_many_classes_some_without_images(num_classes):
     labels = np.arange(300) % 30
     names = tuple(f"a class with a name {i}" for i in range(num_classes))
     evaluation = Evaluation(np.eye(num_classes)[labels], labels, names)
-    embeddings = np.random.default_rng(0).normal(size=(300, 1)).astype("float16")
-    predictions = Predictions(evaluation.probabilities, embeddings)
+    normal = np.random.default_rng(0).normal(size=(300, 1))
+    predictions = Predictions(evaluation.probabilities, normal.astype("float16"))
     splits = {"train": predictions, "test": predictions}
     figure = figures.plot_prediction_map(EmbeddingAnalysis.from_predictions(splits, evaluation))
     assert len(figure.legends[0].texts) == (42 if num_classes == 40 else 2)
