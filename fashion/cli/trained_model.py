@@ -1,5 +1,8 @@
 """Loading of the model that a run left in `--output-dir`."""
 
+import shlex
+import zipfile
+
 from fashion.datasets.preprocessing import IMAGE_SIZE
 from fashion.errors import UserError
 from fashion.options import Options
@@ -21,13 +24,15 @@ def load_trained_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
     path = output_dir / "model.keras"
     command = f"python {options.script_name}.py"
     if output_dir != type(options)().results.output_dir:
-        command += f" --output-dir {output_dir}"
+        command += f" --output-dir {shlex.quote(str(output_dir))}"
     if not path.exists():
         raise UserError(f"{path} does not exist; `{command}` trains a model")
     try:
         model, class_names = model_io.load_model(path)
     except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not zipfile.is_zipfile(path):  # Keras' message says that it does not exist
+            reason = "it is not a Keras model, or damaged"
         raise UserError(
             f"{path} cannot be loaded: {reason}; if a newer Keras saved it, upgrade "
             f"Keras, else train another model with `{command}`"

@@ -13,16 +13,19 @@ ACTIONS = [("--predict", "shoe.jpg"), ("--export", "savedmodel")]
 @pytest.mark.parametrize("script", [cnn_basic, resnet50_fashion])
 def test_without_model_prints_how_to_train_one(script, action, command_line, tmp_path):
     name = f"{script.__name__}.py"
-    done = command_line(script, *action, "--output-dir", "mine")
+    done = command_line(script, *action, "--output-dir", "my model")
     assert done.code == 1
-    expected = f"mine/model.keras does not exist; `python {name} --output-dir mine` trains a model"
+    expected = (
+        f"my model/model.keras does not exist; `python {name} --output-dir 'my model'` trains a "
+        "model"
+    )
     assert done.err == f"{name}: error: {expected}\n"
     done = command_line(script, *action)
     expected = (
         f"outputs/{script.__name__}/model.keras does not exist; `python {name}` trains a model"
     )
     assert done.err == f"{name}: error: {expected}\n"
-    assert not (tmp_path / "mine").exists() and not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "my model").exists() and not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -32,7 +35,11 @@ def test_damaged_model_raises(action, command_line, tmp_path):
     path.write_bytes(b"damaged")
     done = command_line(cnn_basic, *action)
     assert done.code == 1
-    assert "model.keras cannot be loaded" in done.err.splitlines()[-1]
+    assert done.err.splitlines()[-1] == (
+        "cnn_basic.py: error: outputs/cnn_basic/model.keras cannot be loaded: it is not a Keras "
+        "model, or damaged; if a newer Keras saved it, upgrade Keras, else train another model "
+        "with `python cnn_basic.py`"
+    )
 
 
 @pytest.mark.parametrize("action", ACTIONS)
