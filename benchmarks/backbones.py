@@ -54,7 +54,10 @@ def parse_options() -> argparse.Namespace:
     add("--work-dir", Path("outputs/backbones-work"), "features and logs", type=Path)
     add("--data-dir", None, "as for the scripts", type=Path)
     add("--weights", ["imagenet"], "as for accuracy.py", nargs="+", metavar="[BACKBONE=]WEIGHTS")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.images < 1 or options.images % 125:
+        parser.error(f"--images: must be a multiple of 125, got {options.images}")
+    return options
 
 
 def script_argv(name: str) -> list[str]:

@@ -5,8 +5,11 @@ An exported model takes raw uint8 (N, 28, 28) images, any number of them, and re
 """
 
 import contextlib
+import errno
 import importlib.util
 import io
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -56,7 +59,9 @@ def _write_onnx(model: keras.Model, path: Path) -> None:
     command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(saved_model)]
     done = subprocess.run([*command, "--output", str(path)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        # Nothing if the process was killed, as for want of memory.
+        lines = done.stderr.strip().splitlines() or [f"tf2onnx ended with {done.returncode}"]
+        raise RuntimeError(lines[-1])
 
 
 def _predict_onnx(path: Path, images: np.ndarray) -> np.ndarray:
@@ -141,7 +146,8 @@ def export_model(names: Sequence[str], options: Options) -> None:
                     f"  {output_dir / path.name}, {_size(path) / 1e6:.1f} MB: probabilities "
                     f"differ by at most {difference:.1g}"
                 )
-            (directory / "classes.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
+            names = [" ".join(name.splitlines()) + "\n" for name in class_names]
+            (directory / "classes.txt").write_text("".join(names), encoding="utf-8")
             for filename in *(f.filename for f in formats.values()), "classes.txt":
                 _replace(directory / filename, output_dir / filename, directory / "previous")
     except OSError as error:
@@ -208,6 +214,8 @@ def export_and_compare(
     except OSError:
         raise
     except Exception as error:  # each converter and runtime raises its own
+        if shutil.disk_usage(path.parent).free < 4 * model.count_params():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"--export {name}: {reason}") from None
     difference = max(float(np.abs(part - expected[: len(part)]).max()) for part in batches)

@@ -1,7 +1,6 @@
 """Loading of the model that a run left in `--output-dir`."""
 
 import shlex
-import zipfile
 
 from fashion.datasets.preprocessing import IMAGE_SIZE
 from fashion.errors import UserError
@@ -31,13 +30,13 @@ def load_trained_model(options: Options) -> tuple[keras.Model, tuple[str, ...]]:
         model, class_names = model_io.load_model(path)
     except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if not zipfile.is_zipfile(path):  # Keras' message says that it does not exist
-            reason = "it is not a Keras model, or damaged"
         raise UserError(
             f"{path} cannot be loaded: {reason}; if a newer Keras saved it, upgrade "
             f"Keras, else train another model with `{command}`"
         ) from None
     expected_shapes = (None, IMAGE_SIZE, IMAGE_SIZE), (None, len(class_names))
-    if (model.input_shape, model.output_shape) != expected_shapes:
+    # A Sequential model without Input has no shapes.
+    shapes = tuple(getattr(model, name, None) for name in ("input_shape", "output_shape"))
+    if shapes != expected_shapes:
         raise UserError(f"{path} is not a model of these scripts; `{command}` trains one")
     return model, class_names

@@ -31,7 +31,6 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
     Raises:
         Exception: If the file cannot be read; zip, JSON, HDF5 and Keras each raise their own.
     """
-    model = keras.saving.load_model(path, safe_mode=True)
-    with zipfile.ZipFile(path) as file:
+    with zipfile.ZipFile(path) as file:  # before Keras, which says "not found" of a damaged file
         class_names = json.loads(file.comment)["classes"] if file.comment else CLASS_NAMES
-    return model, tuple(class_names)
+    return keras.saving.load_model(path, safe_mode=True), tuple(map(str, class_names))
