@@ -47,6 +47,6 @@ def _check_layer_names(network: keras.Model, file: h5py.File) -> None:
     file_layers = [name for name in names if len(file[name].attrs["weight_names"])]
     model_layers = [layer.name for layer in network.layers if layer.weights]
     if len(model_layers) != len(file_layers):
-        owner = "the file" if len(file_layers) > len(model_layers) else network.name
         (name, *_) = sorted(set(model_layers) ^ set(file_layers))
+        owner = "the file" if name in file_layers else network.name
         raise ValueError(f"only {owner} has a layer {name}")

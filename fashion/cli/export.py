@@ -56,7 +56,7 @@ def _write_onnx(model: keras.Model, path: Path) -> None:
     # With format="onnx", Keras 3.15 turns the constants of a ResNet50 into inputs.
     saved_model = path.with_name("saved_model_for_onnx")
     _write_savedmodel(model, saved_model)
-    command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(saved_model)]
+    command = [sys.executable, "-P", "-m", "tf2onnx.convert", "--saved-model", str(saved_model)]
     done = subprocess.run([*command, "--output", str(path)], capture_output=True, text=True)
     if done.returncode:
         # Nothing if the process was killed, as for want of memory.
@@ -214,7 +214,7 @@ def export_and_compare(
     except OSError:
         raise
     except Exception as error:  # each converter and runtime raises its own
-        if shutil.disk_usage(path.parent).free < 4 * model.count_params():
+        if shutil.disk_usage(path.parent).free < 12 * model.count_params():  # bytes
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"--export {name}: {reason}") from None
