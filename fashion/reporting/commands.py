@@ -87,7 +87,7 @@ def _private_paths(options: Options) -> dict[str, str]:
 def _hide_path(text: str, options: Options) -> str:
     """Replace a private path, the home directory or Keras' directory at the start of a text."""
     for name, path in _private_paths(options).items():
-        if text.startswith(path):
+        if text.startswith(path) and text[len(path) :][:1] in ("", " ", os.sep):
             return name.upper() + text.removeprefix(path)
     directories = {"~": os.path.expanduser("~"), "KERAS_HOME": str(environment.keras_home())}
     for name, path in directories.items():
