@@ -177,7 +177,14 @@ def plot_prediction_map(analysis: EmbeddingAnalysis) -> Figure:
     axes.set(xticks=[], yticks=[])  # the units have no meaning
     axes.margins(0.08)  # for the names
     axes.set_aspect("equal", adjustable="datalim")
-    figure.legend(loc="outside right upper", fontsize=11 if num_classes <= 25 else 8)
+    # Without explicit handles, Matplotlib leaves out labels that start with "_".
+    handles = [c for c in axes.collections if not str(c.get_label()).startswith("_child")]
+    figure.legend(
+        handles,
+        [str(handle.get_label()) for handle in handles],
+        loc="outside right upper",
+        fontsize=11 if num_classes <= 25 else 8,
+    )
     return figure
 
 

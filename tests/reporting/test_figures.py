@@ -126,7 +126,7 @@ def test_plot_prediction_map_with_few_errors(num_errors, sample):
 @pytest.mark.parametrize("num_classes", [40, 300])
 def test_plot_prediction_map_of_many_classes_some_without_images(num_classes):
     labels = np.arange(300) % 30
-    names = tuple(f"a class with a name {i}" for i in range(num_classes))
+    names = tuple(f"_a class with a name {i}" for i in range(num_classes))
     evaluation = Evaluation(np.eye(num_classes)[labels], labels, names)
     normal = np.random.default_rng(0).normal(size=(300, 1))
     predictions = Predictions(evaluation.probabilities, normal.astype("float16"))
