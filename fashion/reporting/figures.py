@@ -177,14 +177,16 @@ def plot_prediction_map(analysis: EmbeddingAnalysis) -> Figure:
     axes.set(xticks=[], yticks=[])  # the units have no meaning
     axes.margins(0.08)  # for the names
     axes.set_aspect("equal", adjustable="datalim")
-    # Without explicit handles, Matplotlib leaves out labels that start with "_".
-    handles = [c for c in axes.collections if not str(c.get_label()).startswith("_child")]
-    figure.legend(
-        handles,
-        [str(handle.get_label()) for handle in handles],
+    entries = [c for c in axes.collections if not str(c.get_label()).startswith("_child")]
+    legend = figure.legend(
+        entries,
+        ["" for _ in entries],
         loc="outside right upper",
         fontsize=11 if num_classes <= 25 else 8,
     )
+    # Set afterwards, since Matplotlib may leave out labels that start with "_".
+    for text, entry in zip(legend.get_texts(), entries, strict=True):
+        text.set_text(str(entry.get_label()))
     return figure
 
 
