@@ -76,15 +76,33 @@ def network_argv(name: str, options: argparse.Namespace) -> list[str]:
     return [*argv, "--weights", weights, "--precision", options.precision]
 
 
+def identity(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what must be equal for the results of a run to be used again."""
+    weights = accuracy.weights_of(" ".join(script_argv(name)), options)
+    values = {
+        "train_size": options.train_size,
+        "validation_size": options.validation_size,
+        "weights": Path(weights).name,  # no directories of this machine
+    }
+    return values if options.precision == "auto" else values | {"precision": options.precision}
+
+
+def read_runs(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Return the results in --output, by "backbone-size-head"; exit if one has other options."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((options.output / "runs").glob("*.json")):
+        name, result = path.stem.rsplit("-", 1)[0], json.loads(path.read_text())
+        expected = identity(name, options)
+        if {key: result[key] for key in expected} != expected:
+            sys.exit(f"backbones.py: error: {path} has other options; use another --output")
+        runs.setdefault(name, []).append(result)
+    return runs
+
+
 def measure_accuracy(name: str, seed: int, options: argparse.Namespace) -> None:
     """Run the script and store its validation accuracy; exit if it fails."""
     path = options.output / "runs" / f"{name}-{seed}.json"
-    identity = {"train_size": options.train_size, "validation_size": options.validation_size}
-    if options.precision != "auto":
-        identity["precision"] = options.precision
     if path.exists():
-        if {key: json.loads(path.read_text())[key] for key in identity} != identity:
-            sys.exit(f"backbones.py: error: {path} has other options; use another --output")
         return
     argv = [*network_argv(name, options), "--seed", str(seed), "--test-size", "100"]
     argv += ["--train-size", str(options.train_size)]
@@ -92,14 +110,8 @@ def measure_accuracy(name: str, seed: int, options: argparse.Namespace) -> None:
     argv += ["--cache-dir", str(options.work_dir / "features")]
     argv += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     results = accuracy.run("resnet50_fashion.py", argv, options.work_dir / f"{name}-{seed}.log")
-    result = identity | {
-        "validation": results["accuracy"]["validation"],
-        "weights": Path(argv[argv.index("--weights") + 1]).name,
-        "precision": results["precision"],
-        "versions": results["versions"],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    result = {"validation": results["accuracy"]["validation"]} | identity(name, options)
+    accuracy.write_json(path, result | {k: results[k] for k in ("precision", "versions")})
 
 
 def measure_speed(names: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -167,18 +179,17 @@ def caption(runs: dict[str, list[dict[str, Any]]]) -> str:
 def main() -> None:
     """Measure what is missing and write the table."""
     options = parse_options()
+    read_runs(options)  # before any work, in case that one has other options
     for backbone in options.backbones:
         for size in options.sizes:
             for head in options.heads:
                 for seed in options.seeds:
                     measure_accuracy(f"{backbone}-{size}-{head}", seed, options)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((options.output / "runs").glob("*.json")):
-        runs.setdefault(path.stem.rsplit("-", 1)[0], []).append(json.loads(path.read_text()))
+    runs = read_runs(options)
     speed_path = options.output / "speed.json"
     if options.rounds:
         speed = measure_speed(sorted({*runs, REFERENCE}), options)
-        speed_path.write_text(json.dumps(speed, indent=2) + "\n")
+        accuracy.write_json(speed_path, speed)
     speed = json.loads(speed_path.read_text()) if speed_path.exists() else {}
     lines = [HEADER, ["---"] * len(HEADER), *(table_row(n, r, speed) for n, r in runs.items())]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

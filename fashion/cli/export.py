@@ -5,11 +5,9 @@ An exported model takes raw uint8 (N, 28, 28) images, any number of them, and re
 """
 
 import contextlib
-import errno
 import importlib.util
 import io
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from fashion import devices
 from fashion.cli.trained_model import load_trained_model
-from fashion.environment import staging_dir
+from fashion.environment import check_disk_space, staging_dir
 from fashion.errors import UsageError, UserError
 from fashion.evaluation.embeddings import sample_rows
 from fashion.options import Options
@@ -139,6 +137,9 @@ def export_model(names: Sequence[str], options: Options) -> None:
     output_dir, lines = options.results.output_dir, []
     try:
         with staging_dir(output_dir) as directory:
+            # First, since converters on a full disk raise errors that do not say so. Each format
+            # takes 4 bytes per weight; for ONNX, a SavedModel is written besides.
+            check_disk_space(directory, 4 * model.count_params() * (len(formats) + 1))
             for name, export_format in formats.items():
                 path = directory / export_format.filename
                 difference = export_and_compare(model, name, path, images, expected)
@@ -146,10 +147,11 @@ def export_model(names: Sequence[str], options: Options) -> None:
                     f"  {output_dir / path.name}, {_size(path) / 1e6:.1f} MB: probabilities "
                     f"differ by at most {difference:.1g}"
                 )
-            names = [" ".join(name.splitlines()) + "\n" for name in class_names]
-            (directory / "classes.txt").write_text("".join(names), encoding="utf-8")
-            for filename in *(f.filename for f in formats.values()), "classes.txt":
-                _replace(directory / filename, output_dir / filename, directory / "previous")
+            text = "".join(f"{name}\n" for name in class_names)
+            (directory / "classes.txt").write_text(text, encoding="utf-8")
+            _move_all(
+                [*(f.filename for f in formats.values()), "classes.txt"], directory, output_dir
+            )
     except OSError as error:
         raise UserError(
             f"--export: {error}; --output-dir must be writable and have free space"
@@ -214,8 +216,6 @@ def export_and_compare(
     except OSError:
         raise
     except Exception as error:  # each converter and runtime raises its own
-        if shutil.disk_usage(path.parent).free < 12 * model.count_params():  # bytes
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"--export {name}: {reason}") from None
     difference = max(float(np.abs(part - expected[: len(part)]).max()) for part in batches)
@@ -232,9 +232,19 @@ def _size(path: Path) -> int:
     return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
 
 
-def _replace(source: Path, target: Path, previous: Path) -> None:
-    """Move a file or a directory to `target`; what was there is moved into `previous`."""
-    if target.exists():
-        previous.mkdir(exist_ok=True)
-        target.replace(previous / target.name)
-    source.replace(target)
+def _move_all(filenames: Sequence[str], source: Path, target: Path) -> None:
+    """Move files and directories; on an error, restore those that were in `target` before."""
+    previous = source / "previous"
+    previous.mkdir()
+    try:
+        for filename in filenames:
+            if os.path.lexists(target / filename):
+                (target / filename).replace(previous / filename)
+            (source / filename).replace(target / filename)
+    except BaseException:  # also Ctrl-C and SIGTERM
+        for filename in filenames:
+            if not os.path.lexists(source / filename):
+                (target / filename).replace(source / filename)
+            if os.path.lexists(previous / filename):
+                (previous / filename).replace(target / filename)
+        raise

@@ -9,7 +9,7 @@ import json
 import zipfile
 from pathlib import Path
 
-from fashion.datasets.dataset import CLASS_NAMES
+from fashion.datasets.dataset import CLASS_NAMES, validate_class_names
 
 import keras
 
@@ -32,5 +32,6 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
         Exception: If the file cannot be read; zip, JSON, HDF5 and Keras each raise their own.
     """
     with zipfile.ZipFile(path) as file:  # before Keras, which says "not found" of a damaged file
-        class_names = json.loads(file.comment)["classes"] if file.comment else CLASS_NAMES
-    return keras.saving.load_model(path, safe_mode=True), tuple(map(str, class_names))
+        names = json.loads(file.comment)["classes"] if file.comment else CLASS_NAMES
+    class_names = validate_class_names(map(str, names), "its list of classes")
+    return keras.saving.load_model(path, safe_mode=True), class_names

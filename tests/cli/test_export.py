@@ -5,6 +5,7 @@ The exported models are run by the snippets of docs/use-the-model.md.
 
 import importlib.util
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,44 @@ def test_export_replaces_earlier_files_and_keeps_them_on_failure(
     assert {path.name for path in directory.iterdir()} == {
         *("model.keras", "model_savedmodel", "classes.txt")
     }
+
+
+def test_move_all_restores_all_files_on_an_error(tmp_path):
+    """The earlier files: a file, a directory, a symbolic link to nothing; the last name fails."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for directory in source, target:
+        (directory / "directory").mkdir(parents=True)
+        (directory / "directory" / directory.name).touch()
+        (directory / "file").write_text(directory.name)
+    (source / "link").write_text("source")
+    (source / "new").write_text("source")
+    (target / "link").symlink_to(tmp_path / "nothing")
+    before = directory_contents(target)
+    names = ["directory", "file", "link", "new"]
+    with pytest.raises(FileNotFoundError):
+        export._move_all([*names, "missing"], source, target)
+    assert directory_contents(target) == before and not (target / "new").exists()
+    assert (target / "link").is_symlink()
+    shutil.rmtree(source / "previous")
+    export._move_all(names, source, target)
+    assert (target / "link").read_text() == (target / "file").read_text() == "source"
+    assert (target / "directory" / "source").exists() and (target / "new").exists()
+
+
+def test_full_disk_is_reported(results, command_line, tmp_path):
+    shutil.copy(results("basic").directory / "model.keras", tmp_path)
+    hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard_limit))
+    try:
+        done = command_line(cnn_basic, "--output-dir", tmp_path, "--export", "savedmodel")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard_limit, hard_limit))
+    assert done.code == 1
+    assert done.err == (
+        "cnn_basic.py: error: --export: [Errno 27] File too large; --output-dir must be writable "
+        "and have free space\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
 
 def test_difference_is_that_of_the_largest_probability(results, tmp_path):

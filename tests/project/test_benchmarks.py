@@ -240,9 +240,27 @@ def test_weights_may_differ_between_backbones(accuracy):
     assert weights("fast", "mobilenetv2=b.h5") == "imagenet"
 
 
-def test_backbones_are_compared_in_the_same_round(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    backbones = importlib.import_module("backbones")
+@pytest.fixture
+def backbones(accuracy):
+    """The benchmark of the backbones as a module; it imports `accuracy`."""
+    return importlib.import_module("backbones")
+
+
+@pytest.mark.parametrize("name", ["train_size", "weights", "precision"])
+def test_backbones_does_not_mix_runs_with_other_options(backbones, tmp_path, name):
+    options = argparse.Namespace(
+        train_size=100, validation_size=50, weights=["a.h5"], precision="auto", output=tmp_path
+    )
+    run = {"train_size": 100, "validation_size": 50, "weights": "a.h5", "precision": "float32"}
+    path = tmp_path / "runs" / "resnet50-112-fast-0.json"
+    backbones.accuracy.write_json(path, run)
+    assert backbones.read_runs(options) == {"resnet50-112-fast": [run]}
+    setattr(options, name, {"train_size": 101, "weights": ["b.h5"], "precision": "bfloat16"}[name])
+    with pytest.raises(SystemExit, match=rf"{path} has other options; use another --output"):
+        backbones.read_runs(options)
+
+
+def test_backbones_are_compared_in_the_same_round(backbones):
     name = "mobilenetv2-112-fast"
     runs = [{"validation": value, "weights": "b.h5"} for value in (0.91, 0.93)]
     command = "`--recipe fast --image-size 112 --backbone mobilenetv2`"

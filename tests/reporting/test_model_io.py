@@ -3,6 +3,7 @@
 import zipfile
 
 from fashion.datasets.dataset import CLASS_NAMES, validate_class_names
+from fashion.errors import UserError
 from fashion.reporting import model_io
 
 import keras
@@ -48,3 +49,10 @@ def test_save_model_adds_no_file_to_the_archive(model, tmp_path):
 def test_load_model_without_names_uses_fashion_mnist_names(model, tmp_path):
     model.save(tmp_path / "model.keras")
     assert model_io.load_model(tmp_path / "model.keras")[1] == CLASS_NAMES
+
+
+@pytest.mark.parametrize("names", [["a\nb", "c"], ["\ud800", "b"], ["a", "a"], ["a"]])
+def test_load_model_refuses_class_names_that_no_data_set_has(model, tmp_path, names):
+    model_io.save_model(model, path := tmp_path / "model.keras", names)
+    with pytest.raises(UserError, match=r"^its list of classes: "):
+        model_io.load_model(path)
