@@ -75,15 +75,15 @@ def train(model: keras.Model, run: common.Run) -> None:
 def main(options: Options) -> None:
     """Load the data, train the model, evaluate it and save the results."""
     with common.Run(options) as run:
-        with run.stage("data", reduce="--train-size"):
+        with run.stage("data", to_reduce="--train-size"):
             data = common.load_fashion_mnist(options.data)
         common.start_wandb(run, data)
         keras.utils.set_random_seed(options.training.seed)
         devices.make_deterministic()
-        with run.stage("training", reduce="--batch-size or --hidden-units"):
+        with run.stage("training", to_reduce="--batch-size or --hidden-units"):
             model = build_model(options.model.hidden_units, len(data.class_names))
             train(model, run)
-        with run.stage("evaluation", reduce="--hidden-units"):
+        with run.stage("evaluation", to_reduce="--hidden-units"):
             images = {name: split.images for name, split in data.splits.items()}
             predictions = predict_splits(model, images, data)
         summary = results.save(run, model, predictions)

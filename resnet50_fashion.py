@@ -142,7 +142,7 @@ def extract_features(
     directory = run.options.data.cache_dir / backbone.cache_dir_name
     caches = {suffix: FeatureCache(directory, model) for suffix, model in extractors.items()}
     names, splits = run.options.head.feature_names, run.data.splits
-    with run.stage("extraction", reduce="--image-size"):
+    with run.stage("extraction", to_reduce="--image-size"):
         for suffix, cache in caches.items():
             title = "Flipped-image features" if suffix else "Features"
             progress = Progress(title, run.wandb_run, suffix[1:])
@@ -230,7 +230,8 @@ def train(head: keras.Model, features: dict[str, np.ndarray], run: common.Run) -
     val_labels = keras.utils.to_categorical(data.validation.labels, num_classes)
     num_steps = len(dataset) * options.epochs
     schedule = keras.optimizers.schedules.CosineDecay(options.learning_rate, num_steps)
-    trainer = keras.Model(classifier.inputs, classifier.outputs)  # not saved, with its optimizer
+    # Keeps the optimizer out of the saved model.
+    trainer = keras.Model(classifier.inputs, classifier.outputs)
     trainer.compile(
         optimizer=devices.with_loss_scaling(keras.optimizers.Adam(schedule), classifier.layers[0]),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
@@ -267,9 +268,9 @@ def main(options: Options) -> None:
     """Extract features, train the head, optionally fine-tune, evaluate and save the results."""
     devices.configure_gpus(options.devices.gpus)
     with common.Run(options) as run:
-        with run.stage("data", reduce="--train-size"):
+        with run.stage("data", to_reduce="--train-size"):
             data = common.load_fashion_mnist(options.data)
-        with run.stage("backbone", reduce="--image-size"):
+        with run.stage("backbone", to_reduce="--image-size"):
             backbone = load_backbone(options)
             extractors = build_feature_extractors(backbone, options.head)
             run.update_metadata(weights=backbone.weights_metadata(options.network.weights))
@@ -286,7 +287,7 @@ def main(options: Options) -> None:
             model, predictions = fine_tuner.train(head, run)
         else:
             model = build_full_model(extractors, head, options.head)
-            with run.stage("evaluation", reduce="--train-size"):
+            with run.stage("evaluation", to_reduce="--train-size"):
                 predictions = predict_splits(head.get_layer("classifier"), features, data)
         summary = results.save(run, model, predictions)
         if fine_tuner:

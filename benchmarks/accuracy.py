@@ -1,12 +1,12 @@
 """Measure README's accuracies: run the scripts with several seeds; mean ± standard deviation.
 
---output gets a table with one row per name in --rows (accuracy.md; rows that it already has stay),
-a figure of accuracy against minutes (frontier.png), and the results of each run, with processor and
-versions (runs/). A run whose results are there is not repeated, so an interrupted benchmark resumes
-where it stopped; a run that was interrupted while fine-tuning is resumed, and its time is not
-recorded. Delete a run's file to measure it again, all files of a row to measure its first run
-again, and all after a code change. Each row has its own feature cache in --work-dir: its first
-run starts with an empty cache, later ones use its features.
+The benchmark writes to --output: accuracy.md, a table with one row per name in --rows (other rows
+of an existing table are kept); frontier.png, a figure of accuracy against minutes; and runs/, one
+file per run with its results, processor and versions. A run that has a file is skipped, so an
+interrupted benchmark resumes where it stopped; a run that was interrupted while fine-tuning is
+resumed, and its time is not recorded. To repeat a run, delete its file; to repeat the first run of
+a row, delete the row's files; after a code change, delete runs/. Each row has its own feature cache
+in --work-dir: its first run starts with an empty cache, later ones use its features.
 
 The naive Keras script would take hours for ten epochs. Its time is extrapolated from a few images,
 and its accuracy is that of its head on the cached features of the row `published`, which must run
@@ -49,7 +49,7 @@ ROWS = {
 }
 DEFAULT = ("basic", "basic10", "published", "fast", "best", "small", "naive")
 LABELS = {"basic10": "10 units", "small": "small CNN", "naive": "naive Keras script"}
-MAX_SEEDS = {"naive": 1, "tuned": 2}  # an extrapolation; hours per run
+MAX_SEEDS = {"naive": 1, "tuned": 2}  # an extrapolation; an hour per run
 MAX_SEEDS |= {"mobilenetv2": 3, "efficientnetv2b0": 3, "inceptionv3": 3}
 SPLITS = ("train", "validation", "test")
 TIMED_IMAGES = 128  # per epoch of the naive Keras script
@@ -60,8 +60,7 @@ HEADER = [
 CAPTION = (
     "*Mean ± standard deviation over the seeds, from 0 on (one seed: with the 95 % interval over "
     "the test images); times of complete commands (the first with an empty cache, the median of "
-    "later ones) without W&B on an otherwise idle machine; largest peak memory; `python "
-    "benchmarks/accuracy.py --rows …`*"
+    "later ones) without W&B; largest peak memory; `python benchmarks/accuracy.py --rows …`*"
 )
 
 

@@ -111,8 +111,9 @@ def main() -> None:
     lines += [
         "",
         f"*Test accuracy on {TEST_IMAGES_PER_CLASS} images per class, mean ± standard deviation "
-        f"over seeds {', '.join(map(str, options.seeds))}; a twelfth of the training images is "
-        f"used for validation. TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; "
+        f"over seeds {', '.join(map(str, options.seeds))}; a twelfth of the training images (at "
+        f"least one per class) is used for validation. "
+        f"TensorFlow {versions['tensorflow']}, Keras {versions['keras']}; "
         f"weights {Path(options.weights).name}; {datetime.date.today()}; "
         f"`python benchmarks/learning_curve.py --counts {' '.join(map(str, options.counts))} "
         f"--seeds {' '.join(map(str, options.seeds))}`*",

@@ -172,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run_script(main)
+    errors.run_and_exit(main)

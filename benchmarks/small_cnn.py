@@ -94,7 +94,7 @@ def main(options: Options) -> None:
     """Load the data, train the model, evaluate it and save the results."""
     devices.configure_gpus(options.devices.gpus)
     with common.Run(options) as run:
-        with run.stage("data", reduce="--train-size"):
+        with run.stage("data", to_reduce="--train-size"):
             data = common.load_fashion_mnist(options.data)
         common.start_wandb(run, data)
         keras.utils.set_random_seed(options.training.seed)
@@ -103,7 +103,7 @@ def main(options: Options) -> None:
         with run.stage("training"):
             train(model, run)
         predictions = {}
-        with run.stage("evaluation", reduce="--test-size"):
+        with run.stage("evaluation", to_reduce="--test-size"):
             for name, split in data.splits.items():
                 views = np.concatenate([split.images, split.images[:, :, ::-1]])
                 predictions[name] = predict_with_embeddings(model, views, 2, batch_size=500)

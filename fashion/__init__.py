@@ -1,8 +1,8 @@
 """Library code behind the two scripts. Importing it configures TensorFlow and Keras.
 
 The settings must be made before anything else imports Keras: its backend, TensorFlow's logging,
-paths with "~", closed standard streams. With the start of the run's timer, they are the project's
-only side effects of an import.
+paths with "~", closed standard streams. These settings and the start of the run's timer are the
+only side effects of importing the project.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ HIDDEN_VARIABLES = (
     "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
     "TF2_BEHAVIOR",  # Keras 3 needs TensorFlow 2's
 )
-# Values of such variables during the import, in place of the user's settings files.
+# Set only during the import, so that the user's settings files have no effect.
 IMPORT_VARIABLES = {"KERAS_NNX_ENABLED": "false", "MATPLOTLIBRC": os.devnull}
 # Paths whose "~" not every library expands, besides WANDB_…; a directory of that name would be
 # created instead.
@@ -54,7 +54,8 @@ for _name, _value in list(os.environ.items()):
     # directory.
     if not _value and (_is_wandb or _name == "KERAS_HOME"):
         del os.environ[_name]
-# W&B's process of a parent process, which may have ended. W&B starts a process of its own.
+# It names the W&B process of the program that started this one, which may have ended. Without it,
+# W&B starts a process of its own.
 os.environ.pop("WANDB_SERVICE", None)
 if any(option.startswith("error") for option in sys.warnoptions):  # such as PYTHONWARNINGS=error
     warnings.simplefilter("default")  # Keras and TensorFlow cause warnings

@@ -100,12 +100,12 @@ def with_loss_scaling(optimizer: keras.Optimizer, layer: keras.Layer) -> keras.O
 
 
 @contextlib.contextmanager
-def handle_out_of_memory(stage: str, reduce: str) -> Iterator[None]:
+def handle_out_of_memory(stage: str, to_reduce: str) -> Iterator[None]:
     """Turn out-of-memory errors of the GPU or the CPU into a `UserError`.
 
     Args:
         stage: Name of the stage that the block runs.
-        reduce: Option to reduce, for the message.
+        to_reduce: Option to reduce, for the message.
 
     Raises:
         UserError: If memory runs out.
@@ -117,22 +117,22 @@ def handle_out_of_memory(stage: str, reduce: str) -> Iterator[None]:
         is_full = "Dst tensor is not initialized" in str(error)
         if isinstance(error, tf.errors.InternalError) and not is_full:
             raise
-        raise UserError(f"out of memory (stage: {stage}); try a smaller {reduce}") from None
+        raise UserError(f"out of memory (stage: {stage}); try a smaller {to_reduce}") from None
 
 
-def warn_if_memory_is_low(needed: float, reduce: str) -> None:
+def warn_if_memory_is_low(needed: float, to_reduce: str) -> None:
     """Warn if the CPU's memory is less than `needed` bytes; GPUs have their own.
 
     Args:
         needed: Estimate of the bytes that will be allocated.
-        reduce: Option to reduce, for the message.
+        to_reduce: Option to reduce, for the message.
     """
     available = environment.available_memory()
     if tf.config.get_visible_devices("GPU") or available is None or available >= needed:
         return
     print(
         f"WARNING: training needs about {environment.format_bytes(needed)} of memory, but only "
-        f"{environment.format_bytes(available)} are available; a smaller {reduce} needs less",
+        f"{environment.format_bytes(available)} are available; a smaller {to_reduce} needs less",
         file=sys.stderr,
     )
 

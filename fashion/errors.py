@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-# Set when a library thread may block forever, or when a library has failed; the interpreter's
-# shutdown would then hang, or fail, as well.
-library_thread_hangs = threading.Event()
+# Set when a library thread may block forever, or when a library has failed: the shutdown of the
+# interpreter would hang, or fail, as well.
+skip_interpreter_shutdown = threading.Event()
 
 
 class UserError(Exception):
@@ -63,7 +63,7 @@ def exit_process(code: int, immediately: bool = False) -> NoReturn:
     """Exit; skip interpreter shutdown if `immediately` or if a library thread hangs."""
     if not is_main_program():
         sys.exit(code)
-    if not immediately and not library_thread_hangs.is_set():
+    if not immediately and not skip_interpreter_shutdown.is_set():
         gc.freeze()  # else shutdown spends a second on TensorFlow's and Keras' objects
         sys.exit(code)
     for stream in sys.stdout, sys.stderr:
@@ -84,7 +84,7 @@ def is_main_program() -> bool:
     return [frame.name for frame in frames] == ["<module>"]
 
 
-def run_script(main: Callable[[], None]) -> NoReturn:
+def run_and_exit(main: Callable[[], None]) -> NoReturn:
     """Call `main`, print errors in a line or two, and exit the process.
 
     Exit codes: 0 for success, 1 or 2 for an error, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP,

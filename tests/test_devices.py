@@ -137,7 +137,7 @@ def test_handle_out_of_memory_names_the_option():
     message = r"^out of memory \(stage: a test\); try a smaller --batch-size$"
     with (
         pytest.raises(common.UserError, match=message),
-        devices.handle_out_of_memory("a test", reduce="--batch-size"),
+        devices.handle_out_of_memory("a test", to_reduce="--batch-size"),
     ):
         tf.zeros([10**14])  # 400 TB
 
@@ -162,7 +162,7 @@ def test_handle_out_of_memory_propagates_other_internal_errors():
     for text, expected in (full, common.UserError), ("something", tf.errors.InternalError):
         with (
             pytest.raises(expected),
-            devices.handle_out_of_memory("a test", reduce="--batch-size"),
+            devices.handle_out_of_memory("a test", to_reduce="--batch-size"),
         ):
             raise tf.errors.InternalError(None, None, text)
 

@@ -33,7 +33,7 @@ def run(monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "argv", ["/some/where/script.py", "--an", "option"])
         with pytest.raises(SystemExit) as end, warnings.catch_warnings():
-            errors.run_script(main)
+            errors.run_and_exit(main)
         return end.value.code, *capsys.readouterr()
 
     return run_raising
@@ -79,7 +79,7 @@ def main():
 
 atexit.register(print, "interpreter shutdown, which may crash in TensorFlow")
 sys.argv[0] = "/some/where/script.py"
-errors.run_script(main)
+errors.run_and_exit(main)
 """
 
 
@@ -91,7 +91,7 @@ errors.run_script(main)
         (signal.SIGHUP, 129, "terminated"),
     ],
 )
-def test_run_script_after_signal_cleans_up_and_skips_shutdown(signal_number, code, word):
+def test_run_and_exit_after_signal_cleans_up_and_skips_shutdown(signal_number, code, word):
     """`timeout` sends SIGTERM twice."""
     if signal_number == signal.SIGINT:
         program = LOAD + INTERRUPTED.replace(
@@ -112,21 +112,21 @@ def test_run_script_after_signal_cleans_up_and_skips_shutdown(signal_number, cod
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *args: None])
-def test_run_script_keeps_an_existing_handler(handler, number):
+def test_run_and_exit_keeps_an_existing_handler(handler, number):
     """`nohup` ignores SIGHUP."""
     before = signal.signal(number, handler)
     with pytest.raises(SystemExit) as end:
-        errors.run_script(lambda: signal.raise_signal(number))
+        errors.run_and_exit(lambda: signal.raise_signal(number))
     assert end.value.code == 0
     assert signal.signal(number, before) == handler
 
 
-def test_run_script_outside_main_thread_leaves_signals():
+def test_run_and_exit_outside_main_thread_leaves_signals():
     ends = []
 
     def end():
         with pytest.raises(SystemExit) as error:
-            errors.run_script(lambda: None)
+            errors.run_and_exit(lambda: None)
         ends.append(error.value.code)
 
     thread = threading.Thread(target=end)
@@ -136,15 +136,15 @@ def test_run_script_outside_main_thread_leaves_signals():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_run_script_propagates_other_exceptions():
+def test_run_and_exit_propagates_other_exceptions():
     with pytest.raises(ZeroDivisionError):
-        errors.run_script(lambda: 1 / 0)
+        errors.run_and_exit(lambda: 1 / 0)
 
 
-CLOSED_PIPE = "errors.run_script(lambda: [print(i) for i in range(1_000_000)])"
+CLOSED_PIPE = "errors.run_and_exit(lambda: [print(i) for i in range(1_000_000)])"
 
 
-def test_run_script_with_closed_pipe_is_quiet():
+def test_run_and_exit_with_closed_pipe_is_quiet():
     """The reader of the output ends early, as in `--help | head -1`."""
     path = ROOT / "fashion" / "errors.py"
     process = subprocess.Popen(
@@ -159,7 +159,7 @@ def test_run_script_with_closed_pipe_is_quiet():
     assert process.wait(30) == 141  # a shell's exit code for SIGPIPE
 
 
-def test_run_script_escapes_characters_the_terminal_lacks(monkeypatch):
+def test_run_and_exit_escapes_characters_the_terminal_lacks(monkeypatch):
     written = io.BytesIO()
     terminals = [io.TextIOWrapper(written, encoding="ascii", write_through=True) for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", terminals[0])
@@ -170,7 +170,7 @@ def test_run_script_escapes_characters_the_terminal_lacks(monkeypatch):
         raise UserError("no “weights”")
 
     with pytest.raises(SystemExit):
-        errors.run_script(main)
+        errors.run_and_exit(main)
     assert b"224\\xd7224 \\u2026\n" in written.getvalue()
     assert b"error: no \\u201cweights\\u201d\n" in written.getvalue()
 
@@ -179,10 +179,10 @@ AT_EXIT = """
 import atexit, time
 atexit.register(time.sleep, 100)
 def main():
-    errors.library_thread_hangs.set()
+    errors.skip_interpreter_shutdown.set()
     print("complete output", end="")
     raise errors.UserError("no")
-errors.run_script(main)
+errors.run_and_exit(main)
 """
 
 

@@ -48,7 +48,7 @@ def run_script(
             _check_output_dirs(options)
             main(options)
 
-    errors.run_script(parse_and_run)
+    errors.run_and_exit(parse_and_run)
 
 
 def _check_working_dir() -> None:

@@ -57,7 +57,7 @@ def _write_onnx(model: keras.Model, path: Path) -> None:
     command = [sys.executable, "-P", "-m", "tf2onnx.convert", "--saved-model", str(saved_model)]
     done = subprocess.run([*command, "--output", str(path)], capture_output=True, text=True)
     if done.returncode:
-        # Nothing if the process was killed, as for want of memory.
+        # Nothing if the process was killed, for example because memory ran out.
         lines = done.stderr.strip().splitlines() or [f"tf2onnx ended with {done.returncode}"]
         raise RuntimeError(lines[-1])
 

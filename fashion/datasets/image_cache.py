@@ -80,8 +80,7 @@ def _version_key() -> bytes:
     """Return the bytes that identify the version of the preprocessing."""
     version = preprocessing.PREPROCESSING_VERSION
     if version == 1:
-        # Earlier releases used the source text of the preprocessing. Version 1 has the same pixels
-        # and so uses that text as its key, which keeps their caches valid.
+        # Version 1 is that of earlier releases, whose key was the source text of the preprocessing.
         path = Path(__file__).with_name("preprocessing_v1.gz")
         return gzip.decompress(path.read_bytes())
     return f"{version}-".encode()

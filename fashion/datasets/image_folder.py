@@ -25,7 +25,8 @@ from fashion.errors import UsageError, UserError
 import numpy as np
 
 MIN_IMAGES_PER_CLASS = 5
-TEST_ONE_IN, VALIDATION_ONE_IN = 6, 12  # held out of each class without test/ or val/
+# Without test/ or val/, a sixth and a twelfth of each class are held out.
+TEST_DIVISOR, VALIDATION_DIVISOR = 6, 12
 SPLIT_DIR_NAMES = {  # lower case
     "train": "train",
     "training": "train",
@@ -88,14 +89,14 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
         raise UserError(f"--data-dir: {error}") from None
     train, test = parts["train"], parts.get("test")
     if not test:
-        test_mask = _stratified_holdout(train.labels, TEST_ONE_IN)
+        test_mask = _stratified_holdout(train.labels, TEST_DIVISOR)
         train, test = train.select(~test_mask), train.select(test_mask)
     if explicit_validation := parts.get("validation"):
         num_train = len(train.labels)
         train = train.concatenate(explicit_validation)
         validation_mask = np.arange(len(train.labels)) >= num_train
     else:
-        validation_mask = _stratified_holdout(train.labels, VALIDATION_ONE_IN)
+        validation_mask = _stratified_holdout(train.labels, VALIDATION_DIVISOR)
     warn_about_contradictions(*train.concatenate(test))
     warn_about_duplicates(
         train.images[~validation_mask], train.images[validation_mask], test.images

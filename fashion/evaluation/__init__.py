@@ -1,1 +1,1 @@
-"""Numbers about a trained model: metrics, embeddings, nearest neighbors, principal components."""
+"""Numbers about a trained model: metrics, embeddings, neighbors, principal components, t-SNE."""

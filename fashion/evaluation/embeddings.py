@@ -1,4 +1,4 @@
-"""Penultimate-layer embeddings: nearest neighbors of the errors, projections of test images."""
+"""Nearest neighbors and principal components of embeddings; t-SNE of the probabilities."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -35,9 +35,9 @@ OPTIONS_THAT_MAY_CHANGE = frozenset(
         "fine_tune_learning_rate",
     }
 )
-# Values other than options that must be equal to resume, and their names for the user.
-NOT_OPTIONS = {
-    "computed_in": "--precision",
+# Values besides the options that must be equal to resume, and what messages call them.
+OTHER_VALUES = {
+    "computed_in": "--precision",  # the precision that `auto` stands for
     "data_sha256": "the data (--data-dir)",
     "weights_sha256": "--weights",
 }
@@ -204,7 +204,7 @@ def _check_resumable(saved: Checkpoint, new: Checkpoint, defaults: dict[str, Any
     mismatches = []
     for name, value in sorted(saved_config.items()):
         if value != (new_value := new.config.get(name)):
-            title = NOT_OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            title = OTHER_VALUES.get(name, f"--{name.replace('_', '-')}")
             values = "" if name.endswith("sha256") else f" ({value}, now {new_value})"
             mismatches.append(title + values)
     if mismatches:

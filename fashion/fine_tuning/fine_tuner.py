@@ -62,10 +62,10 @@ class FineTuner:
         Raises:
             UserError: If the loss is not finite, or a file cannot be read or written.
         """
-        with run.stage("activations", reduce="--image-size"):
+        with run.stage("activations", to_reduce="--image-size"):
             models = self._build_models(head, run)
-        reduce = "--fine-tune-batch-size, then continue with --resume"
-        with run.stage("fine_tuning", reduce=reduce):
+        to_reduce = "--fine-tune-batch-size, then continue with --resume"
+        with run.stage("fine_tuning", to_reduce=to_reduce):
             if self.freeze_point.train_batch_norm and not self.checkpoint.is_started:
                 self._recalibrate(models, run)
             is_augmented = self.options.fine_tune_inputs == "augmented"
@@ -75,7 +75,7 @@ class FineTuner:
             # A model of its own, which keeps the optimizer out of the saved model.
             training_model = keras.Model(training_model.input, training_model.output)
             self._fit(training_model, models.activation_cache, run)
-        with run.stage("evaluation", reduce="--image-size"):
+        with run.stage("evaluation", to_reduce="--image-size"):
             if self.freeze_point.train_batch_norm:
                 run.update_metadata(parameters=parameter_counts(models.full))
                 models = models.fold(self.freeze_point, head)

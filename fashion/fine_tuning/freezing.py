@@ -38,7 +38,7 @@ class FreezePoint:
         feature_names: tuple[str, ...],
         train_batch_norm: bool = False,
     ) -> "FreezePoint":
-        """Create a freeze point `num_blocks` blocks before the last block the features need.
+        """Create the freeze point after which the features need `num_blocks` blocks.
 
         Raises:
             UsageError: If there are fewer blocks, or no BatchNormalization layers to train.
@@ -115,8 +115,8 @@ class FreezePoint:
             for kind, pooled in pool(activations).items():
                 features[f"{stage}_{kind}"] = pooled
         outputs = keras.ops.concatenate([features[name] for name in self.feature_names], axis=1)
-        # The layers of the head one by one: as a model, the classifier would convert its input, and
-        # so the gradients, to float16, for which many of them are too small.
+        # Call the layers of the head one by one. Called as a model, the classifier would cast its
+        # input, and so the gradients, to float16, in which many of them would be 0.
         layers = [head.get_layer("standardizer"), *head.get_layer("classifier").layers]
         # A layer of this model only, before the last one, for `with_embedding_output`.
         layers.insert(-1, keras.layers.Identity(dtype=layers[-2].compute_dtype))

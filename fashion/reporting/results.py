@@ -100,7 +100,7 @@ def save(run: Run, model: keras.Model, predictions: dict[str, Predictions]) -> S
                     f"W&B could not write its files: {error}; the results in {output_dir} are "
                     "complete"
                 ) from None
-            finally:  # W&B errors must not cost the results
+            finally:  # keep the results even if W&B fails
                 for name in OUTPUT_FILES:
                     (directory / name).replace(output_dir / name)
     except OSError as error:

@@ -28,9 +28,9 @@ def tolerate_crash() -> Iterator[None]:
     try:
         yield
     except ConnectionError as error:
-        if not errors.library_thread_hangs.is_set():
+        if not errors.skip_interpreter_shutdown.is_set():
             print(f"W&B: its process has ended ({error}); this run continues without it.")
-        errors.library_thread_hangs.set()  # W&B's exit hook would fail as well
+        errors.skip_interpreter_shutdown.set()  # W&B's exit hook would fail as well
 
 
 def log_with_offline_fallback(
@@ -149,7 +149,7 @@ def run_with_deadline(function: Callable[[], object], url: str, limit: float) ->
             thread.join(1)
     finally:  # also after Ctrl-C
         if thread.is_alive():
-            errors.library_thread_hangs.set()
+            errors.skip_interpreter_shutdown.set()
     # `Artifact.wait` raises a ValueError.
     if raised and not isinstance(raised[0], wandb.Error | ValueError | ConnectionError):
         raise raised[0]

@@ -107,18 +107,18 @@ class Run(Generic[OptionsT]):
             offline_fallback.finish(self.wandb_run, exit_code=1 if error else None)
 
     @contextlib.contextmanager
-    def stage(self, name: str, reduce: str = "--batch-size") -> Iterator[None]:
+    def stage(self, name: str, to_reduce: str = "--batch-size") -> Iterator[None]:
         """Record the seconds of a block.
 
         Args:
             name: Key of the seconds in metrics.json.
-            reduce: Option to reduce if memory runs out, for the message.
+            to_reduce: Option to reduce if memory runs out, for the message.
 
         Raises:
-            UserError: If memory runs out; the message suggests what to `reduce`.
+            UserError: If memory runs out; the message suggests what `to_reduce`.
         """
         start = time.perf_counter()
-        with devices.handle_out_of_memory(name.replace("_", "-"), reduce):
+        with devices.handle_out_of_memory(name.replace("_", "-"), to_reduce):
             yield
         self.metadata["seconds"][name] = round(time.perf_counter() - start, 2)
 

@@ -97,7 +97,7 @@ def _init_enabled_run(
     except wandb.Error as error:
         reason = str(error).splitlines()[0]
         print(f"W&B: could not connect, so this run is offline ({reason}).")
-        errors.library_thread_hangs.set()  # W&B keeps retrying in a thread
+        errors.skip_interpreter_shutdown.set()  # W&B keeps retrying in a thread
         wandb.teardown()  # otherwise the id of a resumed run is still in use
         return wandb.init(mode="offline", settings=silent_settings, **init_kwargs)
 
