@@ -39,7 +39,7 @@ REPORT_TABLES = {
 
 
 @dataclass(frozen=True)
-class Summary:
+class ConsoleSummary:
     """The last lines that a run prints."""
 
     run: Run
@@ -68,7 +68,7 @@ class Summary:
             )
 
 
-def save(run: Run, model: keras.Model, predictions: dict[str, Predictions]) -> Summary:
+def save(run: Run, model: keras.Model, predictions: dict[str, Predictions]) -> ConsoleSummary:
     """Write all output files and log them to W&B; each file is written completely or not at all.
 
     Args:
@@ -108,7 +108,7 @@ def save(run: Run, model: keras.Model, predictions: dict[str, Predictions]) -> S
             f"could not write all results: {error}; free disk space, or use another "
             "--output-dir, and run the same command again"
         ) from None
-    return Summary(run, compared)
+    return ConsoleSummary(run, compared)
 
 
 def _add_results(run: Run, evaluations: SplitEvaluations, model: keras.Model) -> None:
