@@ -83,6 +83,12 @@ errors.run_and_exit(main)
 """
 
 
+def restore_signals():
+    """Undo that a shell ignores SIGINT in the background, and `nohup` SIGHUP."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("signal_number", "code", "word"),
     [
@@ -104,7 +110,7 @@ def test_run_and_exit_after_signal_cleans_up_and_skips_shutdown(signal_number, c
         capture_output=True,
         text=True,
         timeout=60,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=restore_signals,
     )
     assert (done.returncode, done.stdout) == (code, "begun\nclosed\n")
     assert done.stderr == f"\nscript.py: {word}\n"
