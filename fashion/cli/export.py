@@ -243,7 +243,7 @@ def _move_all(filenames: Sequence[str], source: Path, target: Path) -> None:
             (source / filename).replace(target / filename)
     except BaseException:  # also Ctrl-C and SIGTERM
         for filename in filenames:
-            if not os.path.lexists(source / filename):
+            if os.path.lexists(target / filename) and not os.path.lexists(source / filename):
                 (target / filename).replace(source / filename)
             if os.path.lexists(previous / filename):
                 (previous / filename).replace(target / filename)
