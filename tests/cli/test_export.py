@@ -233,14 +233,14 @@ def test_move_all_restores_all_files_on_an_error(tmp_path):
     assert (target / "directory" / "source").exists() and (target / "new").exists()
 
 
-def test_full_disk_is_reported(results, command_line, tmp_path):
+def test_missing_space_is_reported(results, command_line, tmp_path):
     shutil.copy(results("basic").directory / "model.keras", tmp_path)
-    hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard_limit))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         done = command_line(cnn_basic, "--output-dir", tmp_path, "--export", "savedmodel")
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard_limit, hard_limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert done.code == 1
     assert done.err == (
         "cnn_basic.py: error: --export: [Errno 27] File too large; --output-dir must be writable "
