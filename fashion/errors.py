@@ -1,22 +1,41 @@
-"""Errors with a message for the user, and the exit codes of a script."""
+"""How a script ends: messages for the user, exit codes, signals."""
 
-import contextlib
+import errno
 import gc
 import io
 import os
-import runpy
 import signal
 import sys
-import threading
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-# Set when a library thread may block forever, or when a library has failed: the shutdown of the
-# interpreter would hang, or fail, as well.
-skip_interpreter_shutdown = threading.Event()
+import tensorflow as tf
+
+# What a job scheduler or a closed terminal sends before the process is killed.
+SIGNALS = {signal.SIGTERM}
+if os.name == "posix":
+    SIGNALS |= {signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU}
+ADVICE = {
+    errno.ENOSPC: "free disk space, or use another directory",
+    errno.EDQUOT: "free disk space, or use another directory",
+    errno.EFBIG: "raise the limit of the file size (`ulimit -f`)",
+    errno.EACCES: "check the permissions, or use another directory",
+    errno.EPERM: "check the permissions, or use another directory",
+    errno.EROFS: "use a directory that you can write to",
+}
+# What to reduce if memory runs out, by lap of a run.
+OPTIONS_TO_REDUCE = {
+    "extraction": "--image-size",
+    "training": "--batch-size",
+    "fine_tuning": "--fine-tune-batch-size, then continue with --resume",
+    "evaluation": "--train-size",
+}
+
+current_lap = ""  # set by `Run.lap`
+_received_signal = 0
 
 
 class UserError(Exception):
@@ -31,116 +50,87 @@ class UsageError(UserError):
     exit_code = 2
 
 
-class CacheDirError(UserError):
-    """An error of writing to `--cache-dir`."""
+def describe(error: OSError) -> str:
+    """Return an error of the system in one line, with advice that fits its cause."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    advice = ADVICE.get(error.errno or 0)
+    return f"{reason}; {advice}" if advice else reason
 
-    def __init__(self, error: OSError) -> None:
-        """Describe `error`."""
-        super().__init__(f"--cache-dir: {error}; use a writable directory with free space")
 
+def raise_if_terminated() -> None:
+    """Raise a `SystemExit` if a signal has asked the process to end.
 
-class Terminated(KeyboardInterrupt):
-    """A signal that asks the process to end; handled like Ctrl-C.
-
-    SIGTERM is sent by job schedulers before they kill a job, SIGHUP when a terminal is closed.
+    Loops call it, since Python swallows an exception that the signal handler raises while a
+    `__del__` method runs.
     """
-
-    def __init__(self, signal_number: int) -> None:
-        """Record which signal it was."""
-        super().__init__()
-        self.exit_code = 128 + signal_number
+    if _received_signal:
+        raise SystemExit(128 + _received_signal)
 
 
-SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-
-
-def _handle_signal(signal_number: int, _frame: object) -> NoReturn:
-    signal.signal(signal_number, signal.SIG_IGN)  # `timeout` sends it twice
-    raise Terminated(signal_number)
-
-
-def exit_process(code: int, immediately: bool = False) -> NoReturn:
-    """Exit; skip interpreter shutdown if `immediately` or if a library thread hangs."""
-    if not is_main_program():
-        sys.exit(code)
-    if not immediately and not skip_interpreter_shutdown.is_set():
-        gc.freeze()  # else shutdown spends a second on TensorFlow's and Keras' objects
-        sys.exit(code)
-    for stream in sys.stdout, sys.stderr:
-        with contextlib.suppress(OSError):  # the reader may be gone
-            stream.flush()
-    os._exit(code)
-
-
-def is_main_program() -> bool:
-    """Return whether this process was started to run the calling script.
-
-    It was not if another program runs the script: a debugger, a profiler, IPython,
-    `runpy.run_path`. Such a process must not be ended without its own cleanup.
-    """
-    # A script's module is the only frame outside of this package and of `python -m`.
-    ours = f"{Path(__file__).parent}{os.sep}", runpy.__file__, "<frozen runpy>"
-    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(ours)]
-    return [frame.name for frame in frames] == ["<module>"]
+def _handle_signal(number: int, _frame: FrameType | None) -> None:
+    global _received_signal
+    _received_signal = number
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # `timeout` sends its signal twice
+    raise_if_terminated()
 
 
 def run_and_exit(main: Callable[[], None]) -> NoReturn:
     """Call `main`, print errors in a line or two, and exit the process.
 
-    Exit codes: 0 for success, 1 or 2 for an error, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP,
-    and 141 (a shell's code for SIGPIPE) if the reader of the output is gone, as after `| head`.
+    Exit codes: 0 for success, 1 or 2 for an error, 130 for Ctrl-C, 128 + n for signal n, and 141 (a
+    shell's code for SIGPIPE) if the reader of the output is gone, as after `| head`. Other errors
+    are bugs and show their traceback; with `python -X dev`, all errors do.
     """
-    script_name = Path(sys.argv[0]).name
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals without "…" or "×"
+    for number in SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores SIGHUP
+            signal.signal(number, _handle_signal)
+    code, message = 0, ""
     try:
-        with _handling_signals():
-            try:
-                main()
-            finally:
-                sys.stdout.flush()
-        exit_process(0)
-    except UserError as error:
-        print(f"{script_name}: error: {error}", file=sys.stderr)
-        exit_process(error.exit_code)
-    except BrokenPipeError:
-        _discard_output()
-        exit_process(141)
-    except OSError as error:  # such as that of a full disk to which the output is redirected
-        _discard_output()
-        print(f"{script_name}: error: {error}", file=sys.stderr)
-        exit_process(1)
-    except KeyboardInterrupt as error:
-        warnings.simplefilter("ignore")  # asyncio's, about coroutines that wandb did not await
-        terminated = isinstance(error, Terminated)
-        with contextlib.suppress(OSError):  # the terminal may be closed
-            what = "terminated" if terminated else "interrupted"
-            print(f"\n{script_name}: {what}", file=sys.stderr)
-        # A TensorFlow thread may be in the middle of an epoch, and interpreter shutdown may crash.
-        exit_process(error.exit_code if isinstance(error, Terminated) else 130, immediately=True)
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BaseException as error:
+        code, message = _exit_status(error)
+        if message and sys.flags.dev_mode:
+            traceback.print_exc()
+    for stream, text in (sys.stdout, ""), (sys.stderr, message):
+        try:
+            print(text, end="", file=stream, flush=True)
+        except OSError:  # the terminal is closed, or the reader of the output is gone
+            # What is still buffered would raise the error again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    gc.freeze()  # otherwise shutdown spends 1 to 2 s on the objects of TensorFlow and Keras
+    sys.exit(code)
 
 
-@contextlib.contextmanager
-def _handling_signals() -> Iterator[None]:
-    """Raise `Terminated` on `SIGNALS` inside the block, unless the process handles or ignores them.
+def _exit_status(error: BaseException) -> tuple[int, str]:
+    """Return exit code and message of an error; raise it again if it is a bug."""
+    name = Path(sys.argv[0]).name
+    if _received_signal:  # a library may have turned its exception into another one
+        return 128 + _received_signal, f"\n{name}: terminated\n"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"\n{name}: interrupted\n"
+    if isinstance(error, SystemExit):  # after --help
+        return int(error.code or 0), ""
+    if isinstance(error, BrokenPipeError):
+        return 141, ""
+    if isinstance(error, UserError):
+        return error.exit_code, f"{name}: error: {error}\n"
+    if isinstance(error, OSError):
+        return 1, f"{name}: error: {describe(error)}\n"
+    if _is_out_of_memory(error):
+        lap, option = current_lap.replace("_", "-"), OPTIONS_TO_REDUCE.get(current_lap)
+        advice = f" during {lap}; try a smaller {option}" if option else ""
+        return 1, f"{name}: error: out of memory{advice}\n"
+    raise error
 
-    `nohup`, for example, ignores SIGHUP.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    unhandled = [s for s in SIGNALS if in_main_thread and signal.getsignal(s) == signal.SIG_DFL]
-    for number in unhandled:
-        signal.signal(number, _handle_signal)
-    try:
-        yield
-    finally:
-        for number in unhandled:
-            # After a signal, further ones are ignored until the process has ended.
-            if signal.getsignal(number) != signal.SIG_IGN or not is_main_program():
-                signal.signal(number, signal.SIG_DFL)
 
-
-def _discard_output() -> None:
-    """Discard what is still to be written to stdout, so that shutdown does not fail as well."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, tf.errors.InternalError):  # a batch that does not fit on a GPU
+        return "Dst tensor is not initialized" in str(error)
+    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)

@@ -1,38 +1,32 @@
-"""Options shared by both scripts, and the types of option values.
-
-Options are frozen dataclasses; each field is followed by its help text. A class is a group of
-options; a script's `Options` has one field per group.
-"""
+"""Options as fields of a frozen dataclass, read from the command line by argparse."""
 
 import argparse
 import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
+
+from fashion.errors import UsageError
 
 EXPORT_FORMATS = ("onnx", "litert", "openvino", "savedmodel")
 
-# ---------------------------------------------------------------------------- types of values
 
+class ArgType(NamedTuple):
+    """How the value of an option is read: arguments of `ArgumentParser.add_argument`."""
 
-@dataclass(frozen=True)
-class ArgType:
-    """How `argparse` reads the arguments of an option; used inside `Annotated`."""
-
-    parse: Callable[[str], Any]  # raises an `ArgumentTypeError` with the expected values
+    type: Callable[[str], object]  # raises an `ArgumentTypeError` with the expected values
     metavar: str
-    multiple: bool = False
+    action: str = "store"  # "extend" for several values
+    nargs: str | None = None
 
 
-def _number_parser(
+def _number(
     convert: Callable[[str], float], is_valid: Callable[[float], bool], expected: str
-) -> Callable[[str], float]:
-    """Return a function that parses a number and reports the expected range."""
-
+) -> ArgType:
     def parse(text: str) -> float:
         try:
             value = convert(text)
@@ -42,7 +36,7 @@ def _number_parser(
             raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
         return value
 
-    return parse
+    return ArgType(parse, "N" if convert is _to_int else "X")
 
 
 def choice(names: Iterable[str]) -> ArgType:
@@ -51,27 +45,16 @@ def choice(names: Iterable[str]) -> ArgType:
 
     def parse(text: str) -> str:
         if text not in names:
-            expected = ", ".join(names)
-            raise argparse.ArgumentTypeError(f"expected one of {expected}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(names)}, got {text!r}")
         return text
 
     return ArgType(parse, "{" + ",".join(names) + "}")
 
 
-def expand_user(text: str) -> str:
-    """Replace "~" and "~user" at the start of a path, which shells leave alone after a "=".
-
-    Raises:
-        ArgumentTypeError: If there is no such user.
-    """
-    path = os.path.expanduser(text)
-    # A file's name may start with "~", as those of some temporary files.
-    if path.startswith("~") and not Path(Path(path).parts[0]).exists():
-        raise argparse.ArgumentTypeError(
-            f"expected a path; {text!r} names a user who does not exist (write './{text}' for a "
-            "directory of that name)"
-        )
-    return path
+def _to_int(text: str) -> int:
+    """Convert an integer, also in a sweep's spelling "32.0"."""
+    number = float(text)
+    return int(number) if number.is_integer() else int(text)
 
 
 def _path(text: str) -> Path:
@@ -79,141 +62,198 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError("expected a path, got an empty string")
     if re.match(r"\w+://", text):
         raise argparse.ArgumentTypeError(f"expected a local path, got the URL {text!r}")
-    return Path(expand_user(text))
+    path = os.path.expanduser(text)  # a shell leaves the "~" of `--output-dir=~/run` alone
+    if path.startswith("~"):
+        raise argparse.ArgumentTypeError(f"there is no user of {text!r}")
+    return Path(path)
 
 
 def _project_name(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("expected a name, got an empty string")
-    if re.search(r"[/\\#?%:]", text):
+    if not re.fullmatch(r"[^/\\#?%:]+", text):
         raise argparse.ArgumentTypeError(rf"expected a name without / \ # ? % :, got {text!r}")
     return text
 
 
-def _gpu_count(text: str) -> int | str:
-    parse = _number_parser(_to_int, lambda value: 0 <= value < 2**31, '"all" or an integer >= 0')
-    return text if text == "all" else int(parse(text))
+positive_int = _number(_to_int, lambda value: 1 <= value < 2**31, "an integer >= 1")
+non_negative_int = _number(_to_int, lambda value: 0 <= value < 2**31, "an integer >= 0")
+seed = _number(_to_int, lambda value: 0 <= value < 2**32, "an integer from 0 to 4294967295")
+positive_float = _number(float, lambda value: 0 < value < math.inf, "a number > 0")
+rate = _number(float, lambda value: 0 <= value < 1, "a number >= 0 and < 1")
+fraction = _number(float, lambda value: 0 < value <= 1, "a number > 0 and <= 1")
+directory = ArgType(_path, "DIR")
+paths = ArgType(_path, "PATH", "extend", "+")
+project_name = ArgType(_project_name, "NAME")
+weights_source = ArgType(os.path.expanduser, "imagenet|random|PATH")
 
 
-def _to_int(text: str) -> int:
-    """Convert an integer, also in a sweep's spelling "32.0"."""
-    number = float(text)
-    return int(text) if not number.is_integer() or abs(number) >= 2**53 else int(number)
+def option(
+    default: object,
+    help: str,
+    type: ArgType | type[bool],
+    *,
+    section: str | None = None,
+    local: bool = False,
+    may_change: bool = False,
+) -> Any:
+    """Return a dataclass field that is also a command-line option.
+
+    Args:
+        default: Default; if it is None, `help` describes the default behavior.
+        help: Text of `--help`.
+        type: Type of its value; `bool` adds a `--no-…` counterpart.
+        section: Title of the section of `--help` that begins with this option, if any.
+        local: Whether it does not affect the results, such as places on this machine.
+        may_change: Whether it may change on `--resume`, as local options may.
+    """
+    metadata: dict[str, object] = {"help": help, "type": type, "section": section}
+    metadata |= {"local": local, "may_change": local or may_change}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-_positive_int = _number_parser(_to_int, lambda value: 1 <= value < 2**31, "an integer >= 1")
-_non_negative_int = _number_parser(_to_int, lambda value: 0 <= value < 2**31, "an integer >= 0")
-_seed = _number_parser(_to_int, lambda value: 0 <= value < 2**32, "an integer from 0 to 4294967295")
-_positive_float = _number_parser(float, lambda value: 0 < value < math.inf, "a number > 0")
-_rate = _number_parser(float, lambda value: 0 <= value < 1, "a number >= 0 and < 1")
-_fraction = _number_parser(float, lambda value: 0 < value <= 1, "a number > 0 and <= 1")
-
-PositiveInt = Annotated[int, ArgType(_positive_int, "N")]
-NonNegativeInt = Annotated[int, ArgType(_non_negative_int, "N")]
-Seed = Annotated[int, ArgType(_seed, "N")]
-GpuCount = Annotated[int | str, ArgType(_gpu_count, "all|N")]
-PositiveFloat = Annotated[float, ArgType(_positive_float, "X")]
-Rate = Annotated[float, ArgType(_rate, "X")]
-Directory = Annotated[Path, ArgType(_path, "DIR")]
-# The default behavior (None) is described in each option's help.
-OptionalInt = Annotated[int | None, ArgType(_positive_int, "N")]
-OptionalFraction = Annotated[float | None, ArgType(_fraction, "X")]
-OptionalProjectName = Annotated[str | None, ArgType(_project_name, "NAME")]
-OptionalDirectory = Annotated[Path | None, ArgType(_path, "DIR")]
-OptionalPaths = Annotated[list[Path] | None, ArgType(_path, "PATH", multiple=True)]
-OptionalExportFormats = Annotated[
-    list[str] | None, dataclasses.replace(choice(EXPORT_FORMATS), multiple=True)
-]
-Flag = Annotated[bool, "a flag without a --no-… counterpart"]
-
-# ------------------------------------------------------------------------------------ options
+def redefine(name: str, **changes: object) -> Any:
+    """Return an option of `SharedOptions` with another default, help, type or section."""
+    field = SharedOptions.__dataclass_fields__[name]
+    default = changes.pop("default", field.default)
+    return dataclasses.field(default=default, metadata={**field.metadata, **changes})
 
 
 def default_cache_dir() -> Path:
     """Return `$XDG_CACHE_HOME/fashion-mnist-features`, by default below `~/.cache`."""
-    cache_home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "")))
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not cache_home.is_absolute():  # to be ignored, according to the XDG specification
         cache_home = Path(os.path.expanduser("~/.cache"))
     return cache_home / "fashion-mnist-features"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Data set and subset sizes; smaller subsets are nested in larger ones."""
+class SharedOptions:
+    """Options of both scripts; each script adds its own."""
 
-    data_dir: OptionalDirectory = None
-    """directory with the four IDX files, or one subdirectory of images per class (default: find
-    Fashion-MNIST in Keras' cache or a system package, else download it)"""
-    cache_dir: Directory = dataclasses.field(default_factory=default_cache_dir)
-    """cache for features of the frozen backbone and for preprocessed images, shared by all runs"""
-    train_size: OptionalInt = None
-    """train on N class-balanced images (default: all; 55000 of Fashion-MNIST)"""
-    validation_size: OptionalInt = None
-    """validate on N class-balanced images (default: all; 5000)"""
-    test_size: OptionalInt = None
-    """test on N class-balanced images (default: all; 10000)"""
+    script_name: ClassVar[str]  # without .py
+    recipes: ClassVar[dict[str, dict[str, object]]] = {}  # values of other options
 
+    data_dir: Path | None = option(
+        None,
+        "directory with the four IDX files, or one subdirectory of images per class (default: find "
+        "Fashion-MNIST in the Keras cache or a system package, else download it)",
+        directory,
+        section="data (subsets are class-balanced; a smaller one is part of a larger one)",
+        may_change=True,
+    )
+    cache_dir: Path = option(
+        default_cache_dir(), "cache for preprocessed images of image folders", directory, local=True
+    )
+    train_size: int | None = option(None, "train on N images (default: all, 55000)", positive_int)
+    validation_size: int | None = option(None, "validate on N images (default: 5000)", positive_int)
+    test_size: int | None = option(None, "test on N images (default: all, 10000)", positive_int)
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """Training of the network, or of the head on frozen features."""
+    epochs: int = option(10, "passes over the training images", positive_int, section="training")
+    batch_size: int = option(32, "images per training step", positive_int)
+    learning_rate: float = option(1e-3, "learning rate of Adam", positive_float)
+    seed: int = option(0, "random seed of initial weights, shuffling and dropout", seed)
 
-    epochs: PositiveInt = 10
-    """passes over the training images"""
-    batch_size: PositiveInt = 32
-    """images per training step"""
-    learning_rate: PositiveFloat = 1e-3
-    """initial learning rate of Adam"""
-    seed: Seed = 0
-    """random seed of initial weights, shuffling and dropout"""
+    output_dir: Path = option(
+        Path("outputs"),
+        "directory for the model, its metrics, figures and report.html",
+        directory,
+        section="results",
+        local=True,
+    )
+    require_accuracy: float | None = option(
+        None,
+        "exit with code 1 if the validation accuracy is below X (default: no check)",
+        fraction,
+        local=True,
+    )
+    wandb: str = option(
+        "auto",
+        "mode of Weights & Biases; auto: the mode that W&B is configured for, usually online, or "
+        "offline if there is no API key",
+        choice(("auto", "online", "offline", "disabled")),
+        local=True,
+    )
+    project: str | None = option(
+        None, "W&B project (default: $WANDB_PROJECT or fashion-mnist)", project_name, local=True
+    )
 
-
-@dataclass(frozen=True, kw_only=True)
-class ResultsOptions:
-    """Output files and Weights & Biases."""
-
-    output_dir: Directory = Path("outputs")
-    """directory for the model, its metrics, figures and report.html"""
-    require_accuracy: OptionalFraction = None
-    """exit with code 1 if the final validation accuracy is below X, such as 0.9 (default: no
-    check)"""
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """mode of Weights & Biases; auto: W&B's configured mode, by default online; offline
-    without an API key"""
-    project: OptionalProjectName = None
-    """W&B project (default: W&B's setting, such as WANDB_PROJECT, else fashion-mnist)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActionOptions:
-    """Actions on the model in --output-dir, instead of training."""
-
-    predict: OptionalPaths = None
-    """classify image files, or all images in a directory"""
-    export: OptionalExportFormats = None
-    """write the model in formats of other runtimes, and compare the probabilities"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of both scripts; each script adds its own groups."""
-
-    script_name: ClassVar[str]  # without .py; results appear under this name
-
-    data: DataOptions = DataOptions()
-    training: TrainingOptions = TrainingOptions()
-    results: ResultsOptions = ResultsOptions()
-    actions: ActionOptions = ActionOptions()
-
-    def config(self) -> dict[str, Any]:
-        """Return all options by name, as recorded in metrics.json; paths as strings."""
-        values = {"model": self.script_name}
-        for group in dataclasses.fields(self):
-            options = getattr(self, group.name)
-            for field in dataclasses.fields(options):
-                value = getattr(options, field.name)
-                values[field.name] = str(value) if isinstance(value, Path) else value
-        return values
+    predict: list[Path] | None = option(
+        None,
+        "classify image files, or all images in a directory",
+        paths,
+        section="actions on the model in --output-dir, instead of training",
+        local=True,
+    )
+    export: list[str] | None = option(
+        None,
+        "export the model for other runtimes, and check that the probabilities agree",
+        choice(EXPORT_FORMATS)._replace(action="extend", nargs="+"),
+        local=True,
+    )
 
 
-OptionsT = TypeVar("OptionsT", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=SharedOptions)
+
+
+def config(options: SharedOptions) -> dict[str, object]:
+    """Return all options by name, as recorded in metrics.json; paths as strings."""
+    values = {"model": options.script_name} | dataclasses.asdict(options)
+    return {k: str(value) if isinstance(value, Path) else value for k, value in values.items()}
+
+
+def recipe_defaults(options: SharedOptions) -> dict[str, object]:
+    """Return the `config` of the script and its recipe without any other option."""
+    defaults = config(type(options)())
+    recipe = getattr(options, "recipe", None)
+    return defaults | {"recipe": recipe} | options.recipes[recipe] if recipe else defaults
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.removeprefix('argument ')}\nSee {self.prog} --help.")
+
+
+def parse(options_type: type[OptionsT], description: str | None, argv: Sequence[str]) -> OptionsT:
+    """Parse arguments, also those of a W&B sweep; they override the values of the recipe."""
+    fields = dataclasses.fields(options_type)
+    bool_flags = {flag(field.name) for field in fields if field.type is bool}
+    argv = [new for arg in argv for new in _from_sweep(arg, bool_flags)]
+    name = f"{options_type.script_name}.py"
+    recipe_parser = _Parser(name, add_help=False, allow_abbrev=False)
+    recipe_parser.add_argument("--recipe")
+    recipe = options_type.recipes.get(recipe_parser.parse_known_args(argv)[0].recipe, {})
+
+    parser = _Parser(name, f"{name} [OPTION ...]", description, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    section = parser.add_argument_group()
+    for field in fields:
+        if title := field.metadata["section"]:
+            section = parser.add_argument_group(title)
+        default = recipe.get(field.name, field.default)
+        help, type = field.metadata["help"], field.metadata["type"]
+        if default is not None and default is not False:
+            help = f"{help.split(' (default:')[0]} (default: %(default)s)"
+        arguments = {"action": argparse.BooleanOptionalAction} if type is bool else type._asdict()
+        section.add_argument(flag(field.name), default=default, help=help, **arguments)
+    return options_type(**vars(parser.parse_args(argv)))
+
+
+def flag(name: str) -> str:
+    """Return the flag of an option: "--image-size" for "image_size"."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _from_sweep(arg: str, bool_flags: set[str]) -> list[str]:
+    """Convert an argument of a W&B sweep to the spelling of argparse.
+
+    A sweep passes `--batch_size=32`, `--flip=True` and, for null, `--train_size=None`, which stands
+    for the default.
+    """
+    name, equals, value = arg.partition("=")
+    if not name.startswith("--"):
+        return [arg]
+    name = flag(name[2:])
+    if equals and value in ("None", "null"):
+        return []
+    if name in bool_flags and value.lower() in ("true", "false", "1", "0"):
+        return [name if value.lower() in ("true", "1") else f"--no-{name[2:]}"]
+    return [f"{name}{equals}{value}"]

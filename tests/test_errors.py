@@ -1,199 +1,202 @@
-"""Exit codes and messages of a script."""
+"""Exit codes and messages of a script, and signals."""
 
-import io
+import errno
+import gc
+import os
 import signal
 import subprocess
 import sys
-import threading
-import warnings
 
 from fashion import errors
 from fashion.errors import UsageError, UserError
 
 import pytest
+import tensorflow as tf
 from helpers.scripts import ROOT
 
 
 @pytest.fixture(autouse=True)
-def restore_sigterm_handler():
-    """Restore the signal handler that a script replaces."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def restore_signals(monkeypatch):
+    """Undo that a script handles signals, and that one of them arrived."""
+    monkeypatch.setattr(errors, "_received_signal", 0)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in errors.SIGNALS}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run a script that raises an exception, if any; return exit code, stdout and stderr."""
+    """Run a script in this process; return exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["/some/where/script.py", "--an", "option"])
+    monkeypatch.setattr(gc, "freeze", lambda: None)
 
-    def run_raising(error):
-        def main():
-            if error:
-                raise error
-
-        monkeypatch.setattr(sys, "argv", ["/some/where/script.py", "--an", "option"])
-        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+    def run_main(main):
+        with pytest.raises(SystemExit) as end:
             errors.run_and_exit(main)
         return end.value.code, *capsys.readouterr()
 
-    return run_raising
+    return run_main
+
+
+def raising(error):
+    """Return a script that raises an error."""
+
+    def main():
+        raise error
+
+    return main
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (None, 0, ""),
-        (UserError("the disk is full"), 1, "script.py: error: the disk is full\n"),
+        (SystemExit(0), 0, ""),  # after --help
+        (UserError("the image is empty"), 1, "script.py: error: the image is empty\n"),
         (UsageError("--epochs: no"), 2, "script.py: error: --epochs: no\n"),
         (KeyboardInterrupt(), 130, "\nscript.py: interrupted\n"),
+        (FileNotFoundError(2, "Not found", "x"), 1, "script.py: error: [Errno 2] Not found: 'x'\n"),
+        (OSError("two\n lines"), 1, "script.py: error: two lines\n"),
+        (TimeoutError(), 1, "script.py: error: TimeoutError\n"),
+        (BrokenPipeError(), 141, ""),
     ],
 )
 def test_exit_code_and_message(error, code, message, run):
-    assert run(error) == (code, "", message)
+    assert run(raising(error)) == (code, "", message)
+    assert run(lambda: None) == (0, "", "")
 
 
-def terminate_twice():
-    """Send SIGTERM twice, as `timeout` does; the second would disturb the cleanup."""
-    try:
-        signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.raise_signal(signal.SIGTERM)
+def test_advice_depends_on_the_cause():
+    for number in errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EIO:
+        text = errors.describe(OSError(number, os.strerror(number)))
+        assert text.startswith(f"[Errno {number}] {os.strerror(number)}")
+        assert ("free disk space" in text) == (number in (errno.ENOSPC, errno.EDQUOT))
+        assert ("ulimit -f" in text) == (number == errno.EFBIG)
+        assert ("permissions" in text) == (number == errno.EACCES)
 
 
-# Load the module without the package, whose import is slow.
-LOAD = """
-import atexit, importlib.util, signal, sys, time
-spec = importlib.util.spec_from_file_location("errors", sys.argv[1])
-errors = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(errors)
-"""
-INTERRUPTED = """
-def main():
-    print("begun")
-    try:
-        signal.raise_signal(int(sys.argv[2]))
-        time.sleep(60)
-    finally:
-        signal.raise_signal(int(sys.argv[2]))
-        print("closed")
-
-atexit.register(print, "interpreter shutdown, which may crash in TensorFlow")
-sys.argv[0] = "/some/where/script.py"
-errors.run_and_exit(main)
-"""
-
-
-def restore_signals():
-    """Undo that a shell ignores SIGINT in the background, and `nohup` SIGHUP."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+FULL_GPU = "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not initialized."
 
 
 @pytest.mark.parametrize(
-    ("signal_number", "code", "word"),
+    ("lap", "main", "advice"),
+    [
+        ("", raising(MemoryError()), ""),  # --predict and --export
+        (
+            "training",
+            lambda: tf.zeros([10**14]),  # 400 TB
+            " during training; try a smaller --batch-size",
+        ),
+        (
+            "fine_tuning",
+            raising(tf.errors.InternalError(None, None, FULL_GPU)),
+            " during fine-tuning; try a smaller --fine-tune-batch-size, then continue with "
+            "--resume",
+        ),
+    ],
+)
+def test_out_of_memory_names_the_lap_and_the_option(lap, main, advice, run, monkeypatch):
+    monkeypatch.setattr(errors, "current_lap", lap)
+    assert run(main) == (1, "", f"script.py: error: out of memory{advice}\n")
+
+
+def test_bugs_propagate(run):
+    for error in ZeroDivisionError(), tf.errors.InternalError(None, None, "something"):
+        with pytest.raises(type(error)):
+            errors.run_and_exit(raising(error))
+
+
+@pytest.mark.parametrize("wrapper", [None, OSError, UserError, ValueError])
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
     [
         (signal.SIGINT, 130, "interrupted"),
         (signal.SIGTERM, 143, "terminated"),
         (signal.SIGHUP, 129, "terminated"),
+        (signal.SIGUSR1, 138, "terminated"),
     ],
 )
-def test_run_and_exit_after_signal_cleans_up_and_skips_shutdown(signal_number, code, word):
-    """`timeout` sends SIGTERM twice."""
-    if signal_number == signal.SIGINT:
-        program = LOAD + INTERRUPTED.replace(
-            "finally:\n        signal.raise_signal(int(sys.argv[2]))", "finally:"
-        )
-    else:
-        program = LOAD + INTERRUPTED
-    done = subprocess.run(
-        [sys.executable, "-c", program, ROOT / "fashion" / "errors.py", str(int(signal_number))],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        preexec_fn=restore_signals,
-    )
-    assert (done.returncode, done.stdout) == (code, "begun\nclosed\n")
-    assert done.stderr == f"\nscript.py: {word}\n"
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *args: None])
-def test_run_and_exit_keeps_an_existing_handler(handler, number):
-    """`nohup` ignores SIGHUP."""
-    before = signal.signal(number, handler)
-    with pytest.raises(SystemExit) as end:
-        errors.run_and_exit(lambda: signal.raise_signal(number))
-    assert end.value.code == 0
-    assert signal.signal(number, before) == handler
-
-
-def test_run_and_exit_outside_main_thread_leaves_signals():
-    ends = []
-
-    def end():
-        with pytest.raises(SystemExit) as error:
-            errors.run_and_exit(lambda: None)
-        ends.append(error.value.code)
-
-    thread = threading.Thread(target=end)
-    thread.start()
-    thread.join()
-    assert ends == [0]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-def test_run_and_exit_propagates_other_exceptions():
-    with pytest.raises(ZeroDivisionError):
-        errors.run_and_exit(lambda: 1 / 0)
-
-
-CLOSED_PIPE = "errors.run_and_exit(lambda: [print(i) for i in range(1_000_000)])"
-
-
-def test_run_and_exit_with_closed_pipe_is_quiet():
-    """The reader of the output ends early, as in `--help | head -1`."""
-    path = ROOT / "fashion" / "errors.py"
-    process = subprocess.Popen(
-        [sys.executable, "-c", LOAD + CLOSED_PIPE, path],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "0\n"
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(30) == 141  # a shell's exit code for SIGPIPE
-
-
-def test_run_and_exit_escapes_characters_the_terminal_lacks(monkeypatch):
-    written = io.BytesIO()
-    terminals = [io.TextIOWrapper(written, encoding="ascii", write_through=True) for _ in range(2)]
-    monkeypatch.setattr(sys, "stdout", terminals[0])
-    monkeypatch.setattr(sys, "stderr", terminals[1])
+def test_signal_cleans_up_once_and_sets_the_exit_code(number, code, word, wrapper, run):
+    """A library may turn the exception of the signal handler into an error of its own."""
 
     def main():
-        print("224×224 …")
-        raise UserError("no “weights”")
+        try:
+            signal.raise_signal(number)
+        except SystemExit as error:
+            signal.raise_signal(number)  # `timeout` sends it twice
+            signal.raise_signal(signal.SIGTERM)
+            if wrapper:
+                raise wrapper("wrapped") from error
+            raise
+        finally:
+            print("closed")
 
-    with pytest.raises(SystemExit):
-        errors.run_and_exit(main)
-    assert b"224\\xd7224 \\u2026\n" in written.getvalue()
-    assert b"error: no \\u201cweights\\u201d\n" in written.getvalue()
+    assert run(main) == (code, "closed\n", f"\nscript.py: {word}\n")
 
 
-AT_EXIT = """
-import atexit, time
-atexit.register(time.sleep, 100)
+def test_loops_notice_a_signal_whose_exception_was_swallowed(run, monkeypatch):
+    class Swallowing:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def main():
+        errors.raise_if_terminated()  # there was no signal yet
+        Swallowing()
+        print("next step")
+        errors.raise_if_terminated()
+        print("not reached")
+
+    swallowed = []
+    monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
+    assert run(main) == (143, "next step\n", "\nscript.py: terminated\n")
+    assert len(swallowed) == 1
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *args: None])
+def test_existing_signal_handlers_stay(handler, run):
+    """`nohup` ignores SIGHUP."""
+    signal.signal(signal.SIGHUP, handler)
+    assert run(lambda: signal.raise_signal(signal.SIGHUP)) == (0, "", "")
+    assert signal.getsignal(signal.SIGHUP) == handler
+
+
+# Load the module without the package and TensorFlow, whose imports are slow.
+LOAD = """
+import runpy, sys
+sys.modules["tensorflow"] = sys
 def main():
-    errors.skip_interpreter_shutdown.set()
-    print("complete output", end="")
-    raise errors.UserError("no")
-errors.run_and_exit(main)
+    print("first", flush=True)
+    sys.stdin.read()
+    print("second")
+    exec(sys.argv[2])
+runpy.run_path(sys.argv[1])["run_and_exit"](main)
 """
 
 
-def test_exit_process_skips_shutdown_if_a_thread_hangs():
-    path = ROOT / "fashion" / "errors.py"
-    command = [sys.executable, "-c", LOAD + AT_EXIT, path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "complete output", "-c: error: no\n")
+def start(*flags, end, stderr=subprocess.PIPE):
+    """Start a process that prints "first", waits, and prints "second"."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, *flags, "-c", LOAD, ROOT / "fashion" / "errors.py", end]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    assert process.stdout.readline() == "first\n"
+    return process
+
+
+@pytest.mark.parametrize("end", ["print(1_000_000 * 'x')", "", "sys.exit(0)"])
+@pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
+def test_closed_pipe_is_quiet(end, stderr):
+    """The reader of the output ends early, as in `--help | head -1`."""
+    process = start(end=end, stderr=stderr)
+    process.stdout.close()
+    process.stdin.close()
+    assert stderr == subprocess.STDOUT or process.stderr.read() == ""
+    assert process.wait(30) == 141  # a shell's exit code for SIGPIPE
+
+
+def test_development_mode_shows_the_traceback_of_all_errors():
+    assert start("-X", "dev", end="sys.exit(0)").communicate(timeout=60) == ("second\n", "")
+    out, err = start("-X", "dev", end="open('nowhere')").communicate(timeout=60)
+    assert out == "second\n" and "Traceback" in err
+    assert err.splitlines()[-1].startswith("-c: error: [Errno 2] ")

@@ -1,0 +1,78 @@
+"""Settings that must be made before Keras is imported."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+
+START_TIME = time.perf_counter()  # before the slow imports, which the user waits for
+
+# Variables that libraries check when they are imported and that the scripts do not need. The
+# MPLBACKEND of a notebook, for example, names a backend that may not be installed.
+HIDDEN_VARIABLES = (
+    "MPLBACKEND",
+    "KERAS_MAX_EPOCHS",  # --epochs decides
+    "KERAS_MAX_STEPS_PER_EPOCH",
+    "NUMPY_EXPERIMENTAL_ARRAY_FUNCTION",
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
+    "TF2_BEHAVIOR",  # Keras 3 needs that of TensorFlow 2
+)
+
+os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_NNX_ENABLED": "0"}  # overrides keras.json
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # messages about drivers would hide the results
+# Otherwise, scikit-learn counts the cores, and prints a traceback where there is no `lscpu`.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+# WANDB_SERVICE points to the W&B process of the parent program, which may have ended; without it,
+# W&B starts its own. Empty variables mean "not set", but W&B would reject them, and Keras would use
+# the working directory.
+for _name in [name for name in os.environ if name.startswith(("WANDB_", "KERAS_HOME"))]:
+    if _name == "WANDB_SERVICE" or not os.environ[_name]:
+        del os.environ[_name]
+if any(option.startswith("error") for option in sys.warnoptions):  # such as PYTHONWARNINGS=error
+    warnings.simplefilter("default")  # Keras and TensorFlow cause warnings
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Hide `HIDDEN_VARIABLES`, and suppress stderr unless the import fails.
+
+    TensorFlow 2.21 writes lines about logging, oneDNN and CUDA to the file descriptor, which no
+    setting silences.
+    """
+    hidden = {name: os.environ.pop(name) for name in HIDDEN_VARIABLES if name in os.environ}
+    sys.stderr.flush()
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError:  # the disk is full; what is written is lost
+        file = open(os.devnull, "w+b")  # noqa: SIM115
+    with file as captured:
+        stderr = os.dup(2)
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        except KeyboardInterrupt:
+            sys.exit(130)  # Ctrl-C, without a traceback through all the imports
+        except BaseException:
+            captured.seek(0)
+            os.write(stderr, captured.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.environ |= hidden
+
+
+with _quiet_import():
+    import keras
+    import tensorflow as tf
+    import wandb  # noqa: F401 (slow as well)
+
+tf.get_logger().setLevel("ERROR")  # silence the retracing warning
+# Defaults that keras.json may have changed.
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+keras.config.set_epsilon(1e-7)
+IMPORTED_TIME = time.perf_counter()
