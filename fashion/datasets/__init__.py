@@ -1,1 +1,16 @@
-"""Data sets: finding, loading, checking, splitting and preprocessing images."""
+"""Data sets of 28×28 gray images: Fashion-MNIST, other IDX files, image folders."""
+
+from pathlib import Path
+
+from fashion.datasets import fashion_mnist, image_folder
+from fashion.datasets.splits import RawDataset
+
+
+def load_raw_dataset(data_dir: Path | None, cache_dir: Path, download: bool = True) -> RawDataset:
+    """Load the images before they are split, from IDX files or an image folder.
+
+    Without `data_dir`, Fashion-MNIST is searched for, and downloaded if `download` is true.
+    """
+    if data_dir and image_folder.is_image_folder(data_dir):
+        return image_folder.load_image_folder(data_dir, cache_dir)
+    return fashion_mnist.load_idx_dataset(data_dir, download)

@@ -1,32 +1,30 @@
-"""Fashion-MNIST's four IDX files: directories, caches, a Debian package, downloads.
+"""Fashion-MNIST, or another data set in the IDX format of MNIST (yann.lecun.com/exdb/mnist).
 
-Each file is verified by the SHA-256 of its decompressed content before it is used or cached,
-whatever its source.
+Fashion-MNIST is recognized by the SHA-256 of its decompressed files. The files of its own sources
+are verified by it before they are used or cached; any other data set can be in `--data-dir`.
 """
 
+import gzip
+import hashlib
 import http.client
+import math
+import re
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+import zlib
 from pathlib import Path
 
-from fashion import environment
-from fashion.datasets import idx_files
-from fashion.datasets.dataset import (
-    CLASS_NAMES,
-    RawDataset,
-    validate_class_names,
-    warn_about_classes,
-)
-from fashion.datasets.idx_files import DataFileError, parse_idx
+from fashion import machine
+from fashion.datasets import splits
+from fashion.datasets.splits import CLASS_NAMES, RawDataset
 from fashion.errors import UserError
+from fashion.files import staging_dir
 
 import numpy as np
 
-# SHA-256 of the decompressed files, in the order of `RawDataset`'s fields. The .gz files differ
-# between distributors.
+# SHA-256 of the decompressed files. The .gz files differ between distributors.
 FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -36,59 +34,121 @@ FASHION_MNIST_SHA256 = {
 KERAS_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
+# Directories below `--data-dir` in which other tools store the files, such as torchvision.
+SUBDIRS = ("raw", "FashionMNIST/raw", "MNIST/raw", "*/raw", "fashion-mnist")
+# Element types by their code in the header; all are big-endian.
+DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+MAX_LABEL = 9999  # larger ones are no classes, and would take gigabytes
 
 
 def load_idx_dataset(data_dir: Path | None, download: bool = True) -> RawDataset:
-    """Load Fashion-MNIST from the first available source, or the IDX files in `data_dir`.
+    """Load the IDX files in `data_dir`, by default Fashion-MNIST from the first available source.
 
-    With a `SHA256SUMS` file, `data_dir` may contain another data set in the same format, which is
-    verified against it; without one, it must contain Fashion-MNIST. `classes.txt` in `data_dir`
-    contains one class name per line; without it, the classes are "0", "1" …, or Fashion-MNIST's.
-
-    Raises:
-        UserError: If no source works; the message lists each with its reason.
+    `classes.txt` in `data_dir` contains one class name per line; without it, the classes are those
+    of Fashion-MNIST if the files are its own, else numbers.
     """
-    return _load_directory(data_dir) if data_dir else _load_first_available(download)
-
-
-def _load_directory(directory: Path) -> RawDataset:
-    """Load and verify the IDX files of `--data-dir`."""
-    checksums, source = FASHION_MNIST_SHA256, f"{directory} (--data-dir)"
+    if not data_dir:
+        return _load_first_available(download)
     try:
-        if directory.exists() and not directory.is_dir():
-            raise DataFileError(f"{directory} is a file; expected a directory")
-        directory = idx_files.find_data_dir(root := directory) or directory
-        if path := _find_in("SHA256SUMS", directory, root):
-            checksums = idx_files.read_checksums(path)
-            source = f"{directory} (--data-dir, verified by its SHA256SUMS)"
-            if checksums.keys() != FASHION_MNIST_SHA256.keys():
-                raise DataFileError(f"{path} must list {', '.join(FASHION_MNIST_SHA256)}")
-        return _load_files(directory, checksums, source, root)
-    except FileNotFoundError as error:
-        hint = (
-            ""
-            if idx_files.find_data_dir(directory)
-            else "; expected the four IDX files, or one subdirectory of images per class"
-        )
-        raise UserError(f"--data-dir: {error}{hint}") from None
-    except (DataFileError, OSError, ValueError) as error:
+        return _load_files(data_dir, "--data-dir")
+    except (OSError, UserError) as error:
         raise UserError(f"--data-dir: {error}") from None
 
 
-def _find_in(name: str, *directories: Path | None) -> Path | None:
-    """Return the file of this name in the first directory that contains one, or None."""
-    paths = [directory / name for directory in directories if directory]
-    return next((path for path in paths if path.exists()), None)
+def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
+    """Load the four IDX files in a directory or in one of its subdirectories.
+
+    Args:
+        root: Directory that names the data set and may contain `classes.txt`.
+        origin: Option or source of `root`, for the user.
+        verify: Whether the files must be those of Fashion-MNIST.
+    """
+    directory = find_data_dir(root)
+    if not directory:
+        raise FileNotFoundError(
+            f"{root} contains neither the four IDX files nor one subdirectory of images per class"
+        )
+    arrays: list[np.ndarray] = []
+    sha256: dict[str, str] = {}
+    for name, expected in FASHION_MNIST_SHA256.items():
+        path = find_file(directory, name)
+        payload = decompress(path.read_bytes(), path, expected if verify else None)
+        sha256[name] = hashlib.sha256(payload).hexdigest()
+        array = parse_idx(payload, path)
+        if "images" in name:
+            arrays.append(check_images(array, path))
+        else:
+            arrays.append(check_labels(array, len(arrays[-1]), path))
+    train_images, train_labels, test_images, test_labels = arrays
+    first_label, class_names = 0, CLASS_NAMES
+    names_path = directory / "classes.txt"
+    if not names_path.exists():
+        names_path = root / "classes.txt"
+    if names_path.exists() or sha256 != FASHION_MNIST_SHA256:
+        labels = np.concatenate([train_labels, test_labels])
+        first_label, class_names = _load_class_names(names_path, labels)
+        train_labels, test_labels = train_labels - first_label, test_labels - first_label
+    _warn_about_missing_classes(class_names, train_labels, test_labels)
+    return RawDataset(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        source=f"{directory} ({origin})",
+        sha256=sha256,
+        name="Fashion-MNIST" if class_names == CLASS_NAMES else root.resolve().name,
+        class_names=class_names,
+        first_label=first_label,
+    )
+
+
+def _load_class_names(path: Path, labels: np.ndarray) -> tuple[int, tuple[str, ...]]:
+    """Return the first label and the class names in `classes.txt`, by default numbers.
+
+    The first label is 1 if no label is smaller and, with `classes.txt` at `path`, the number of
+    names fits, else 0.
+    """
+    smallest, largest = int(labels.min()), int(labels.max())
+    if not path.exists():
+        first = int(smallest == 1)
+        return first, splits.validate_class_names(map(str, range(first, largest + 1)), path.parent)
+    try:
+        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8; save it as UTF-8") from None
+    first = int(smallest >= 1 and len(names) == largest)
+    if len(names) != largest + 1 - first:
+        raise UserError(
+            f"{path} contains {len(names)} class names, but labels are from "
+            f"{min(smallest, 1)} to {largest}"
+        )
+    return first, splits.validate_class_names((name.strip() for name in names), path)
+
+
+def _warn_about_missing_classes(
+    class_names: tuple[str, ...], train_labels: np.ndarray, test_labels: np.ndarray
+) -> None:
+    """Warn about classes that have images in one of the two splits only."""
+    for split, missing in (
+        ("training", np.setdiff1d(test_labels, train_labels)),
+        ("test", np.setdiff1d(train_labels, test_labels)),
+    ):
+        if missing.size:
+            names = ", ".join(class_names[label] for label in missing)
+            print(f"WARNING: no {split} images of {names}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------ sources
 
 
 def _load_first_available(download: bool) -> RawDataset:
     """Try each source of Fashion-MNIST in turn, those on the internet only if `download`."""
-    cache = environment.keras_home() / "datasets" / "fashion-mnist"  # shared with keras.datasets
+    cache = machine.keras_home() / "datasets" / "fashion-mnist"  # shared with keras.datasets
     failures = []
     for name, directory, fetch in (
-        ("Keras' cache", cache, None),
+        ("Keras cache", cache, None),
         (f"Debian package {DEBIAN_PACKAGE}", DEBIAN_DIR, None),
-        ("Keras' download", cache, _download),
+        ("Keras download", cache, _download),
         (f"apt-get download {DEBIAN_PACKAGE}", cache, _fetch_debian_package),
     ):
         if fetch and not download:
@@ -96,112 +156,42 @@ def _load_first_available(download: bool) -> RawDataset:
         try:
             if fetch:
                 print(f"Fetching Fashion-MNIST, 30 MB: {name} …", flush=True)
-                _store_verified(directory, fetch)
-            return _load_files(directory, FASHION_MNIST_SHA256, f"{directory} ({name})")
-        except (DataFileError, OSError, http.client.HTTPException) as error:
+                _store_verified(fetch(), directory)
+            return _load_files(directory, name, verify=True)
+        except (OSError, UserError, http.client.HTTPException) as error:
             failures.append(f"{name}: {error}")
             if not isinstance(error, FileNotFoundError) and not fetch:
                 print(f"Skipped: {error}", file=sys.stderr)
+    reasons = "\n  ".join(failures)
     raise UserError(
-        "could not find Fashion-MNIST:\n  "
-        + "\n  ".join(failures)
-        + f"\nEither `apt-get install {DEBIAN_PACKAGE}` (Debian, Ubuntu), or copy the four files "
-        "of https://github.com/zalandoresearch/fashion-mnist to a directory and pass it as "
-        "--data-dir."
+        f"could not find Fashion-MNIST:\n  {reasons}\nEither `apt-get install {DEBIAN_PACKAGE}` "
+        "(Debian, Ubuntu), or copy the four files of "
+        "https://github.com/zalandoresearch/fashion-mnist to a directory and pass it as --data-dir."
     )
 
 
-def _load_files(
-    directory: Path, checksums: dict[str, str], source: str, root: Path | None = None
-) -> RawDataset:
-    """Load and verify the four files of a directory, which may be a subdirectory of `root`.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        DataFileError: If a file is damaged, or shapes do not match.
-    """
-    paths = [idx_files.find_file(directory, name) for name in FASHION_MNIST_SHA256]
-    arrays = [
-        parse_idx(path.read_bytes(), checksums[name], path)
-        for name, path in zip(FASHION_MNIST_SHA256, paths, strict=True)
-    ]
-    train_images, test_images = (
-        idx_files.check_images(arrays[i], f"{directory}: {paths[i].name}") for i in (0, 2)
-    )
-    train_labels, test_labels = (
-        idx_files.check_labels(arrays[i], len(arrays[i - 1]), f"{directory}: {paths[i].name}")
-        for i in (1, 3)
-    )
-    first_label, class_names = _load_class_names(
-        directory, root, (train_labels, test_labels), checksums
-    )
-    train_labels, test_labels = train_labels - first_label, test_labels - first_label
-    warn_about_classes(class_names, {"training": train_labels, "test": test_labels})
-    return RawDataset(
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        source=source,
-        sha256=checksums,
-        name="Fashion-MNIST" if class_names == CLASS_NAMES else (root or directory).resolve().name,
-        class_names=class_names,
-        first_label=first_label,
-    )
+def _store_verified(contents: dict[str, bytes], directory: Path) -> None:
+    """Store the content of the four .gz files, by name, if all of them are those expected."""
+    for name, content in contents.items():
+        decompress(content, f"the fetched {name}.gz", FASHION_MNIST_SHA256[name])
+    with staging_dir(directory, "KERAS_HOME") as temporary_dir:
+        for name, content in contents.items():
+            temporary_path = temporary_dir / f"{name}.gz"
+            temporary_path.write_bytes(content)
+            temporary_path.replace(directory / temporary_path.name)
 
 
-def _load_class_names(
-    directory: Path,
-    root: Path | None,
-    labels: tuple[np.ndarray, np.ndarray],
-    checksums: dict[str, str],
-) -> tuple[int, tuple[str, ...]]:
-    """Return the first label and the class names in `classes.txt`, Fashion-MNIST's, or numbers.
-
-    The first label is 1 if no label is smaller (and, with `classes.txt`, the number of names fits),
-    else 0.
-
-    Raises:
-        UserError: If the names are invalid.
-        DataFileError: If the file cannot be read, or has another number of names.
-    """
-    smallest, largest = (int(f([f(part) for part in labels])) for f in (np.min, np.max))
-    path = _find_in("classes.txt", directory, root)
-    if not path:
-        if checksums == FASHION_MNIST_SHA256:
-            return 0, CLASS_NAMES
-        first = int(smallest == 1)
-        return first, validate_class_names(map(str, range(first, largest + 1)), directory)
-    try:
-        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise DataFileError(f"{path} is not in UTF-8; save it as UTF-8") from None
-    first = int(smallest >= 1 and len(names) == largest)
-    if len(names) != largest + 1 - first:
-        expected = f"labels are from {smallest if smallest == 1 else 0} to {largest}"
-        raise DataFileError(f"{path} contains {len(names)} class names, but {expected}")
-    return first, validate_class_names((name.strip() for name in names), path)
-
-
-def _store_verified(directory: Path, fetch: Callable[[], Iterator[tuple[str, bytes]]]) -> None:
-    """Store the .gz files that `fetch` yields; each is verified before it is moved into place."""
-    with environment.staging_dir(directory) as temporary_dir:
-        for name, content in fetch():
-            parse_idx(content, FASHION_MNIST_SHA256[name], f"the fetched {name}.gz")
-            tmp_path = temporary_dir / name
-            tmp_path.write_bytes(content)
-            tmp_path.replace(directory / f"{name}.gz")
-
-
-def _download() -> Iterator[tuple[str, bytes]]:
+def _download() -> dict[str, bytes]:
     """Download the four files from the server that `keras.datasets` uses."""
-    environment.check_reachable(KERAS_URL + "train-images-idx3-ubyte.gz")
+    machine.check_reachable(f"{KERAS_URL}train-images-idx3-ubyte.gz")
+    contents = {}
     for name in FASHION_MNIST_SHA256:
         with urllib.request.urlopen(f"{KERAS_URL}{name}.gz", timeout=10) as response:
-            yield name, response.read()
+            contents[name] = response.read()
+    return contents
 
 
-def _fetch_debian_package() -> Iterator[tuple[str, bytes]]:
+def _fetch_debian_package() -> dict[str, bytes]:
     """Extract the four files of the Debian package, without root and without installing it."""
     with tempfile.TemporaryDirectory() as temporary_dir:
         root = Path(temporary_dir)
@@ -210,23 +200,112 @@ def _fetch_debian_package() -> Iterator[tuple[str, bytes]]:
         private_dirs = (f"Dir::State::Lists={root}/lists", f"Dir::Cache={root}/cache")
         settings = ("Debug::NoLocking=1", "Acquire::Languages=none", "Acquire::Retries=0")
         apt_get = ["apt-get", "-qq", *(f"-o{value}" for value in (*private_dirs, *settings))]
-        _run_command([*apt_get, "update"], root / "package", timeout=10)
-        _run_command([*apt_get, "download", DEBIAN_PACKAGE], root / "package", timeout=600)
-        _run_command(["sh", "-c", "dpkg-deb -x *.deb ../files"], root / "package", timeout=60)
-        for name in FASHION_MNIST_SHA256:
-            path = root / "files" / DEBIAN_DIR.relative_to("/") / f"{name}.gz"
-            yield name, path.read_bytes()
+        for command, seconds in (
+            ([*apt_get, "update"], 10),
+            ([*apt_get, "download", DEBIAN_PACKAGE], 600),
+            (["sh", "-c", "dpkg-deb -x *.deb ../files"], 60),
+        ):
+            title = f"`{command[0]} … {command[-1]}`"
+            try:
+                done = subprocess.run(
+                    command, cwd=root / "package", timeout=seconds, capture_output=True, text=True
+                )
+            except subprocess.TimeoutExpired:
+                raise UserError(f"{title} took more than {seconds} s") from None
+            if done.returncode:
+                reason = done.stderr.strip() or f"exit code {done.returncode}"
+                raise UserError(f"{title}: {reason.splitlines()[-1]}")
+        directory = root / "files" / DEBIAN_DIR.relative_to("/")
+        return {name: (directory / f"{name}.gz").read_bytes() for name in FASHION_MNIST_SHA256}
 
 
-def _run_command(command: list[str], directory: Path, timeout: int) -> None:
-    """Run a command; raise a `DataFileError` if it fails or takes longer than `timeout` seconds."""
-    title = f"`{command[0]} … {command[-1]}`"
+# ---------------------------------------------------------------------------------- IDX files
+
+
+def find_data_dir(directory: Path) -> Path | None:
+    """Return `directory`, or its subdirectory, that contains IDX files; None if none does."""
+    subdirs = [path for pattern in SUBDIRS for path in sorted(directory.glob(f"{pattern}/"))]
+    for path in directory, *subdirs:
+        if any(standard_name(child.name) for child in path.iterdir()):
+            return path
+    return None
+
+
+def find_file(directory: Path, name: str) -> Path:
+    """Find the one IDX file, compressed or not, with a standard name or a variant of it."""
+    # 7-Zip and Kaggle unpack each file into a directory of its name.
+    for pattern in f"{name}.gz", name, "*", "*idx*/*":
+        files = [path for path in sorted(directory.glob(pattern)) if path.is_file()]
+        matches = [path for path in files if standard_name(path.name) == name]
+        if len(matches) > 1:
+            names = " and ".join(path.name for path in matches)
+            raise UserError(f"{directory} contains {names}; keep one of them")
+        if matches:
+            return matches[0]
+    raise FileNotFoundError(f"{directory / name}.gz does not exist")
+
+
+def standard_name(filename: str) -> str | None:
+    """Return the standard name of a variant, such as "t10k-labels-idx1-ubyte"; None for others.
+
+    Other tools write dots for hyphens, "test" for "t10k", and prefixes such as "emnist-letters-".
+    """
+    pattern = (
+        r"(?:.*[-_.])?(train|t10k|test)[-_.](images|labels)[-_.]idx[123][-_.](?:ubyte|int)"
+        r"(?:[ -]?\(?\d\)?)?(?:\.gz)?"  # such as " (1)", of a second download
+    )
+    match = re.fullmatch(pattern, filename, re.IGNORECASE)
+    if not match or filename.startswith("."):  # such as macOS's "._train-images-idx3-ubyte"
+        return None
+    split = "train" if match[1].lower() == "train" else "t10k"
+    kind = "images-idx3" if match[2].lower() == "images" else "labels-idx1"
+    return f"{split}-{kind}-ubyte"
+
+
+def decompress(content: bytes, origin: object, sha256: str | None = None) -> bytes:
+    """Decompress the content of a file if it is gzipped; verify its checksum if one is given."""
     try:
-        subprocess.run(
-            command, cwd=directory, timeout=timeout, check=True, capture_output=True, text=True
+        payload = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{origin} is damaged: {error}") from None
+    found = hashlib.sha256(payload).hexdigest()
+    if sha256 and found != sha256:
+        raise UserError(f"{origin} has SHA-256 {found}, expected {sha256}")
+    return payload
+
+
+def parse_idx(payload: bytes, origin: object) -> np.ndarray:
+    """Parse the decompressed content of an IDX file."""
+    dtype = DTYPES.get(payload[2]) if len(payload) >= 4 and payload[:2] == b"\0\0" else None
+    num_dimensions = payload[3] if dtype else 0
+    header_size = 4 + 4 * num_dimensions
+    if not dtype or not num_dimensions or len(payload) < header_size:
+        raise UserError(f"{origin} is not an IDX file")
+    shape = np.frombuffer(payload, ">u4", num_dimensions, offset=4).tolist()
+    expected = header_size + math.prod(shape) * np.dtype(dtype).itemsize
+    if len(payload) != expected:
+        raise UserError(f"{origin} has {len(payload)} bytes, but its header says {expected}")
+    return np.frombuffer(payload, dtype, offset=header_size).reshape(shape)
+
+
+def check_images(images: np.ndarray, origin: object) -> np.ndarray:
+    """Return images as uint8 (N, 28, 28)."""
+    if images.ndim < 2 or math.prod(images.shape[1:]) != 28 * 28 or not len(images):
+        raise UserError(f"{origin} has the shape {images.shape}; expected N images of 28×28 pixels")
+    if images.dtype != np.uint8:
+        raise UserError(f"{origin} contains {images.dtype.name}; expected unsigned bytes")
+    return images.reshape(len(images), 28, 28)
+
+
+def check_labels(labels: np.ndarray, num_images: int, origin: object) -> np.ndarray:
+    """Return labels as int32 (N,)."""
+    if labels.shape not in ((num_images,), (num_images, 1)):
+        raise UserError(
+            f"{origin} has the shape {labels.shape}; expected one label for each of the "
+            f"{num_images} images"
         )
-    except subprocess.TimeoutExpired:
-        raise DataFileError(f"{title} took more than {timeout} s") from None
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip() or f"exit code {error.returncode}"
-        raise DataFileError(f"{title}: {reason.splitlines()[-1]}") from None
+    integers = labels.astype("int32").ravel()
+    is_valid = (integers == labels.ravel()) & (integers >= 0) & (integers <= MAX_LABEL)
+    if not is_valid.all():
+        raise UserError(f"{origin} contains labels that are not integers from 0 to {MAX_LABEL}")
+    return integers

@@ -5,28 +5,28 @@ the sorted names of the directories are the classes. Each image becomes 28×28 b
 preprocessing as for `--predict`.
 """
 
+import contextlib
+import hashlib
 import sys
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 
-from fashion.datasets import idx_files
-from fashion.datasets.dataset import (
-    SPLIT_SEED,
-    RawDataset,
-    validate_class_names,
-    warn_about_classes,
-)
-from fashion.datasets.duplicates import warn_about_contradictions, warn_about_duplicates
-from fashion.datasets.image_cache import ImageCache, LabeledImages, load_images
-from fashion.datasets.image_files import is_hidden, is_image_file
+from fashion.datasets import photos, splits
+from fashion.datasets.fashion_mnist import find_data_dir
+from fashion.datasets.photos import IMAGE_SIZE, find_image_files, is_hidden, is_image_file
+from fashion.datasets.splits import SPLIT_SEED, RawDataset, replace_unprintable
 from fashion.errors import UsageError, UserError
+from fashion.files import staging_dir
+from fashion.progress import with_progress
 
 import numpy as np
+import PIL
+from PIL import Image
 
+SPLITS = ("train", "validation", "test")
 MIN_IMAGES_PER_CLASS = 5
-# Without test/ or val/, a sixth and a twelfth of each class are held out.
-TEST_DIVISOR, VALIDATION_DIVISOR = 6, 12
+# Without test/ or val/, a sixth and a twelfth of each class are held out, in this order.
+HOLD_OUT_DIVISORS = {"test": 6, "validation": 12}
 SPLIT_DIR_NAMES = {  # lower case
     "train": "train",
     "training": "train",
@@ -39,27 +39,12 @@ SPLIT_DIR_NAMES = {  # lower case
 
 
 def is_image_folder(path: Path) -> bool:
-    """Return whether a directory contains directories, and no IDX files.
-
-    Raises:
-        UserError: If the directory cannot be read.
-    """
-    try:
-        return bool(_list_subdirs(path)) and not idx_files.find_data_dir(path)
-    except OSError as error:
-        raise UserError(f"--data-dir: {error}") from None
+    """Return whether a directory contains directories, and no IDX files."""
+    return path.is_dir() and bool(_list_subdirs(path)) and not find_data_dir(path)
 
 
 def check_outputs_outside_data_dir(data_dir: Path | None, output_dirs: dict[str, Path]) -> None:
-    """Check that no output directory lies inside an image folder, where it would become a class.
-
-    Args:
-        data_dir: Value of `--data-dir`.
-        output_dirs: Directories that the run writes to, by option.
-
-    Raises:
-        UsageError: If an output directory lies inside `data_dir`.
-    """
+    """Check that no output directory, by option, lies inside an image folder as another class."""
     if data_dir and is_image_folder(data_dir):
         for option, path in output_dirs.items():
             if path.resolve().is_relative_to(data_dir.resolve()):
@@ -75,100 +60,40 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
     Without `test/`, a sixth of each class is held out for testing, with a fixed seed; without
     `val/`, a twelfth of the rest for validation. Each class has at least one image in each split.
     Files that cannot be used are skipped with a message.
-
-    Raises:
-        UserError: If there are too few classes or images, the classes of the splits differ, a
-            directory cannot be read, or the cache cannot be written.
     """
-    try:
-        split_dirs = _find_split_dirs(path)
-        class_names, parts = _load_splits(path, split_dirs, ImageCache(cache_dir))
-    except BrokenPipeError:
-        raise  # the reader of the output is gone
-    except OSError as error:
-        raise UserError(f"--data-dir: {error}") from None
-    train, test = parts["train"], parts.get("test")
-    if not test:
-        test_mask = _stratified_holdout(train.labels, TEST_DIVISOR)
-        train, test = train.select(~test_mask), train.select(test_mask)
-    if explicit_validation := parts.get("validation"):
-        num_train = len(train.labels)
-        train = train.concatenate(explicit_validation)
-        validation_mask = np.arange(len(train.labels)) >= num_train
-    else:
-        validation_mask = _stratified_holdout(train.labels, VALIDATION_DIVISOR)
-    warn_about_contradictions(*train.concatenate(test))
-    warn_about_duplicates(
-        train.images[~validation_mask], train.images[validation_mask], test.images
-    )
+    split_dirs = _find_split_dirs(path)
+    class_names = _check_classes(path, split_dirs)
+    images, labels, filenames, split_names = _load_images(split_dirs, class_names, cache_dir)
+    for split, divisor in HOLD_OUT_DIVISORS.items():
+        if split not in split_dirs:
+            _hold_out(split, divisor, labels, split_names)
+    _check_counts(path, class_names, labels, split_names)
+    _warn_about_duplicates(images, labels, filenames, split_names)
+    is_test = split_names == "test"
     return RawDataset(
-        train_images=train.images,
-        train_labels=train.labels,
-        test_images=test.images,
-        test_labels=test.labels,
+        train_images=images[~is_test],
+        train_labels=labels[~is_test],
+        test_images=images[is_test],
+        test_labels=labels[is_test],
         source=f"{path} (--data-dir, {len(class_names)} classes)",
-        sha256=train.sha256("train") | test.sha256("test"),
+        sha256={
+            f"{part}-{kind}": hashlib.sha256(array[mask].data).hexdigest()
+            for part, mask in (("train", ~is_test), ("test", is_test))
+            for kind, array in (("images", images), ("labels", labels))
+        },
         name=path.resolve().name,
         class_names=class_names,
-        validation_indices=np.flatnonzero(validation_mask),
-        train_filenames=train.filenames,
-        test_filenames=test.filenames,
+        validation_indices=np.flatnonzero(split_names[~is_test] == "validation"),
+        train_filenames=tuple(filenames[~is_test]),
+        test_filenames=tuple(filenames[is_test]),
     )
 
 
-def _load_splits(
-    path: Path, split_dirs: dict[str, Path], cache: ImageCache
-) -> tuple[tuple[str, ...], dict[str, LabeledImages]]:
-    """Return the class names and the images of each split that has a directory.
-
-    Raises:
-        OSError: If a directory cannot be read.
-        UserError: If classes differ, or contain too few images.
-    """
-    class_dirs = {split: _list_subdirs(directory) for split, directory in split_dirs.items()}
-    if len(class_dirs["train"]) == 1:
-        raise UserError(
-            f"{split_dirs['train']}: expected one subdirectory of images per class, found only "
-            f"{next(iter(class_dirs['train']))!r}; give the directory that contains those of the "
-            "classes"
-        )
-    class_names = validate_class_names(class_dirs["train"], split_dirs["train"])
-    warn_about_classes(class_names, {})
-    for directory in split_dirs.values():
-        if count := sum(
-            is_image_file(file) and not is_hidden(file) for file in directory.iterdir()
-        ):
-            print(
-                f"WARNING: {directory}: ignored {count} images that are in no class directory",
-                file=sys.stderr,
-            )
-    for split, directory in split_dirs.items():
-        if unmatched := set(class_names) ^ set(class_dirs[split]):
-            both = f"{split_dirs['train'].name}/ and {directory.name}/"
-            raise UserError(
-                f"{path}: {both} must contain the same classes; only in one of them: "
-                f"{', '.join(sorted(unmatched))}"
-            )
-    parts = {
-        split: load_images(directory, [class_dirs[split][name] for name in class_names], cache)
-        for split, directory in split_dirs.items()
-    }
-    counts = {
-        split: np.bincount(part.labels, minlength=len(class_names)) for split, part in parts.items()
-    }
-    total = np.sum(list(counts.values()), axis=0)
-    _check_min_images(path, class_names, total, MIN_IMAGES_PER_CLASS)
-    for split, directory in split_dirs.items():
-        # Training images are divided among the splits without a directory.
-        minimum = 4 - len(split_dirs) if split == "train" else 1
-        _check_min_images(directory, class_names, counts[split], minimum)
-    return class_names, parts
+# -------------------------------------------------------------------------------- directories
 
 
 def _list_subdirs(directory: Path) -> dict[str, Path]:
-    """Return the visible subdirectories by name, sorted; {} if there is no such directory."""
-    if not directory.is_dir():
-        return {}
+    """Return the visible subdirectories by name, sorted."""
     subdirs: dict[str, Path] = {}
     for path in sorted(directory.iterdir()):
         if path.is_dir() and not is_hidden(path):
@@ -180,54 +105,155 @@ def _list_subdirs(directory: Path) -> dict[str, Path]:
 
 
 def _find_split_dirs(path: Path) -> dict[str, Path]:
-    """Return the directory of each split: only "train" if the classes are directly in `path`.
-
-    Raises:
-        UserError: If there are split directories, but none with classes to train on.
-    """
+    """Return the directory of each split: only "train" if the classes are directly in `path`."""
     subdirs = _list_subdirs(path)
     split_dirs: dict[str, Path] = {}
-    others = []
     for name, subdir in subdirs.items():
         split = SPLIT_DIR_NAMES.get(name.lower())
         if split and split not in split_dirs and _list_subdirs(subdir):
             split_dirs[split] = subdir
-        else:
-            others.append(name)
+    others = [name for name, subdir in subdirs.items() if subdir not in split_dirs.values()]
     others_are_splits = all(name.lower() in SPLIT_DIR_NAMES for name in others)
     if "train" in split_dirs and (others_are_splits or len(split_dirs) > 1):
         if others:
-            names = ", ".join(sorted(others))
+            names = ", ".join(others)
             print(f"WARNING: {path}: ignored, because not a split: {names}", file=sys.stderr)
-        order = dict.fromkeys(SPLIT_DIR_NAMES.values())
-        return {split: split_dirs[split] for split in order if split in split_dirs}
-    if others_are_splits and subdirs:
+        return split_dirs
+    if others_are_splits:
         raise UserError(f"{path}: create train/ with one subdirectory of training images per class")
     return {"train": path}
 
 
-def _check_min_images(
-    path: Path, class_names: Sequence[str], counts: np.ndarray, minimum: int
-) -> None:
-    """Raise a `UserError` that names the classes with fewer than `minimum` images."""
-    too_few = [
-        f"{name} ({count})"
-        for name, count in zip(class_names, counts, strict=True)
-        if count < minimum
+def _check_classes(path: Path, split_dirs: dict[str, Path]) -> tuple[str, ...]:
+    """Return the class names, which all splits must share; warn about images without a class."""
+    train_dir = split_dirs["train"]
+    class_names = splits.validate_class_names(_list_subdirs(train_dir), train_dir)
+    for directory in split_dirs.values():
+        num_loose = sum(is_image_file(file) and not is_hidden(file) for file in directory.iterdir())
+        if num_loose:
+            print(
+                f"WARNING: {directory}: ignored {num_loose} images that are in no class directory",
+                file=sys.stderr,
+            )
+        if unmatched := set(class_names) ^ _list_subdirs(directory).keys():
+            raise UserError(
+                f"{path}: {train_dir.name}/ and {directory.name}/ must contain the same classes; "
+                f"only in one of them: {', '.join(sorted(unmatched))}"
+            )
+    return class_names
+
+
+def _load_images(
+    split_dirs: dict[str, Path], class_names: tuple[str, ...], cache_dir: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Load the images of all splits; skip unusable files with a message.
+
+    Returns:
+        Images, uint8 (N, 28, 28), labels, int32 (N,), file names relative to the directory of the
+        split, strings (N,), and names of the splits, strings (N,).
+    """
+    files = [
+        (split, class_names.index(name), path)
+        for split, directory in split_dirs.items()
+        for name, class_dir in _list_subdirs(directory).items()
+        for path in find_image_files(class_dir)
     ]
+    images, labels, filenames, split_names = [], [], [], []
+    for split, label, path in with_progress(files, "Preprocessing"):
+        try:
+            images.append(load_preprocessed(path, cache_dir))
+        except UserError:
+            raise
+        except Exception as error:  # Pillow raises many types
+            print(f"{replace_unprintable(str(path))}: skipped: {error}", file=sys.stderr)
+            continue
+        labels.append(label)
+        filenames.append(replace_unprintable(path.relative_to(split_dirs[split]).as_posix()))
+        split_names.append(split)
+    return (
+        np.array(images, "uint8").reshape(len(images), IMAGE_SIZE, IMAGE_SIZE),
+        np.array(labels, "int32"),
+        np.array(filenames, object),
+        np.array(split_names, object),
+    )
+
+
+def load_preprocessed(path: Path, cache_dir: Path) -> np.ndarray:
+    """Load and preprocess an image file, or read the cached result: uint8 (28, 28).
+
+    The cache contains a PNG file per image file, named by its SHA-256. A missing or damaged file of
+    the cache is written again.
+
+    Raises:
+        UserError: If the cache cannot be written.
+        Exception: If the image cannot be used; Pillow raises many types.
+    """
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    versions = f"{photos.PREPROCESSING_VERSION}-{PIL.__version__}"  # the pixels depend on them
+    directory = cache_dir / f"images-{versions}" / sha256[:2]
+    cached_path = directory / f"{sha256}.png"
+    with contextlib.suppress(Exception), Image.open(cached_path) as file:
+        if (image := np.asarray(file)).shape == (IMAGE_SIZE, IMAGE_SIZE):
+            return image
+    image = photos.preprocess_image(photos.load_image(path))
+    with staging_dir(directory, "--cache-dir") as temporary_dir:
+        temporary_path = temporary_dir / cached_path.name
+        Image.fromarray(image).save(temporary_path)
+        temporary_path.replace(cached_path)
+    return image
+
+
+# ------------------------------------------------------------------------------------- splits
+
+
+def _hold_out(split: str, divisor: int, labels: np.ndarray, split_names: np.ndarray) -> None:
+    """Move 1/`divisor` of the training images of each class, at least one, to another split."""
+    for label in np.unique(labels):
+        indices = np.flatnonzero((labels == label) & (split_names == "train"))
+        shuffled = np.random.default_rng([SPLIT_SEED, label]).permutation(indices)
+        split_names[shuffled[: max(1, len(indices) // divisor)]] = split
+
+
+def _check_counts(
+    path: Path, class_names: tuple[str, ...], labels: np.ndarray, split_names: np.ndarray
+) -> None:
+    """Check that each class has enough images, and at least one in each split."""
+    too_few = []
+    for label, name in enumerate(class_names):
+        counts = {split: np.sum(split_names[labels == label] == split) for split in SPLITS}
+        if sum(counts.values()) < MIN_IMAGES_PER_CLASS or not all(counts.values()):
+            numbers = ", ".join(f"{count} {split}" for split, count in counts.items())
+            too_few.append(f"{name} ({numbers})")
     if too_few:
-        images = "image" if minimum == 1 else "images"
         raise UserError(
-            f"{path}: each class needs at least {minimum} usable {images}; too few: "
-            f"{', '.join(too_few)}"
+            f"{path}: each class needs at least {MIN_IMAGES_PER_CLASS} usable images, and one in "
+            f"each split; too few: {', '.join(too_few)}"
         )
 
 
-def _stratified_holdout(labels: np.ndarray, one_in: int) -> np.ndarray:
-    """Return a mask that holds out 1/`one_in` of each class (at least one image), bool (N,)."""
-    mask = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        indices = np.flatnonzero(labels == label)
-        shuffled = np.random.default_rng([SPLIT_SEED, label]).permutation(indices)
-        mask[shuffled[: max(1, len(indices) // one_in)]] = True
-    return mask
+def _warn_about_duplicates(
+    images: np.ndarray, labels: np.ndarray, filenames: np.ndarray, split_names: np.ndarray
+) -> None:
+    """Warn about equal images in different classes, and in different splits."""
+    indices: dict[bytes, int] = {}
+    # For each image, the index of the first image that equals it.
+    first = np.array([indices.setdefault(image.tobytes(), i) for i, image in enumerate(images)])
+    pairs = [
+        f"{filenames[first[i]]} and {filenames[i]}" for i in np.flatnonzero(labels != labels[first])
+    ]
+    if pairs:
+        more = f"; {len(pairs) - 3:,} more" if len(pairs) > 3 else ""
+        print(
+            f"WARNING: equal images in different classes: {', '.join(pairs[:3])}{more}",
+            file=sys.stderr,
+        )
+    train, validation, test = (first[split_names == split] for split in SPLITS)
+    in_train = np.isin(validation, train).sum()
+    in_either = np.isin(test, np.concatenate([train, validation])).sum()
+    if in_train or in_either:
+        print(
+            f"WARNING: duplicate images: {in_train:,} of {len(validation):,} validation images "
+            f"also occur in the training set; {in_either:,} of {len(test):,} test images also "
+            "occur in the training or validation set.",
+            file=sys.stderr,
+        )

@@ -1,30 +1,69 @@
-"""Sources of the data set: complete, damaged or missing files, class names."""
+"""Sources of Fashion-MNIST, and IDX files as other tools leave them."""
 
 import gzip
 import hashlib
 import os
 import shutil
-from pathlib import Path
+import struct
 
 from fashion.datasets import fashion_mnist
-from fashion.datasets.dataset import CLASS_NAMES
+from fashion.datasets.splits import CLASS_NAMES
+from fashion.errors import UserError
 
+import numpy as np
 import pytest
-from helpers.data import load_sample
 from helpers.scripts import SAMPLE
 
-import common
+NAMES = tuple(fashion_mnist.FASHION_MNIST_SHA256)
+CODES = {"uint8": 8, "int8": 9, "int16": 11, "int32": 12, "float32": 13, "float64": 14}
 
-FILES = tuple(fashion_mnist.FASHION_MNIST_SHA256)
 
-
-def unzip(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes())
+def encode(array):
+    """Encode an array as an IDX file."""
+    header = bytes([0, 0, CODES[array.dtype.name], array.ndim])
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    return header + shape + array.astype(array.dtype.newbyteorder(">")).tobytes()
 
 
 @pytest.fixture
-def keras_cache_offline(tmp_path, monkeypatch):
-    """Keras' empty cache, on a machine without network, package or apt-get."""
+def arrays():
+    """24 training and 6 test images, of which the first pixel is the label."""
+    arrays = []
+    for n in 24, 6:
+        labels = np.arange(n, dtype="uint8") % 3
+        images = np.zeros((n, 28, 28), "uint8")
+        images[:, 0, 0] = labels
+        arrays += [images, labels]
+    return arrays
+
+
+def write(directory, arrays, convert=lambda name: [name]):
+    """Write each of the four files to the paths that `convert` returns for its standard name."""
+    for name, array in zip(NAMES, arrays, strict=True):
+        for path in [directory / converted for converted in convert(name)]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = encode(array)
+            path.write_bytes(
+                gzip.compress(content, mtime=0) if path.suffix.lower() == ".gz" else content
+            )
+            path.with_name(f"._{path.name}").write_bytes(b"AppleDouble")  # as macOS leaves
+    return directory
+
+
+def check(data, arrays):
+    """Compare a loaded data set with the arrays."""
+    assert (data.train.size, data.validation.size, data.test.size) == (22, 2, 6)
+    for split in data.splits.values():
+        np.testing.assert_array_equal(split.images[:, 0, 0], split.labels)
+    np.testing.assert_array_equal(data.test.labels, arrays[3][data.test.indices])
+
+
+# ------------------------------------------------------------------------------------ sources
+
+
+@pytest.fixture
+def keras_cache(tmp_path, monkeypatch):
+    """The empty Keras cache of a machine without network, package or apt-get."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refuses connections
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -32,147 +71,265 @@ def keras_cache_offline(tmp_path, monkeypatch):
     return tmp_path / "keras" / "datasets" / "fashion-mnist"
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the sample that a test may damage."""
-    return shutil.copytree(SAMPLE, tmp_path / "copy")
-
-
-def test_damaged_file_raises_with_both_checksums(copy):
-    path = copy / f"{FILES[0]}.gz"
-    payload = bytearray(unzip(path))
-    payload[5000] ^= 1
-    path.write_bytes(gzip.compress(bytes(payload)))
-    expected = hashlib.sha256(unzip(SAMPLE / f"{FILES[0]}.gz")).hexdigest()
-    with pytest.raises(common.UserError) as error:
-        load_sample(copy)
-    for part in str(path), expected, hashlib.sha256(payload).hexdigest():
+def test_no_source_raises_with_each_reason_and_what_to_do(keras_cache, load):
+    with pytest.raises(UserError) as error:
+        load(None)
+    advice = "apt-get install dataset-fashion-mnist", "--data-dir"
+    for part in str(keras_cache), "usr-share", "Connection refused", "'apt-get'", *advice:
         assert part in str(error.value)
+    assert not keras_cache.exists()
+    with pytest.raises(UserError) as error:
+        fashion_mnist.load_idx_dataset(None, download=False)
+    assert "usr-share" in str(error.value) and "Connection refused" not in str(error.value)
 
 
-def test_truncated_or_missing_file_raises(copy):
-    path = copy / f"{FILES[1]}.gz"
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(common.UserError, match=f"{FILES[1]}.gz is damaged"):
-        load_sample(copy)
-    path.unlink()
-    with pytest.raises(common.UserError, match=f"{FILES[1]}.gz does not exist"):
-        load_sample(copy)
-
-
-def test_data_dir_without_checksums_must_be_fashion_mnist(copy):
-    (copy / "SHA256SUMS").unlink()
-    with pytest.raises(common.UserError, match=fashion_mnist.FASHION_MNIST_SHA256[FILES[0]]):
-        load_sample(copy)
-
-
-def test_checksums_must_list_all_four_files(copy):
-    lines = (copy / "SHA256SUMS").read_text().splitlines()
-    (copy / "SHA256SUMS").write_text("\n".join(lines[:3]))
-    with pytest.raises(common.UserError, match=rf"SHA256SUMS must list {', '.join(FILES)}"):
-        load_sample(copy)
-
-
-def test_matching_checksum_of_another_format_raises(copy):
-    payload = b"not an IDX file"
-    (copy / f"{FILES[0]}.gz").write_bytes(gzip.compress(payload))
-    lines = (copy / "SHA256SUMS").read_text().splitlines()
-    lines[0] = f"{hashlib.sha256(payload).hexdigest()}  {FILES[0]}"
-    (copy / "SHA256SUMS").write_text("\n".join(lines))
-    with pytest.raises(common.UserError, match="is not an IDX file"):
-        load_sample(copy)
-
-
-def test_uncompressed_files_are_loaded(copy, sample):
-    for name in FILES:
-        path = copy / f"{name}.gz"
-        (copy / name).write_bytes(unzip(path))
-        path.unlink()
-    assert load_sample(copy).train.images_sha256 == sample.train.images_sha256
-
-
-def test_no_source_raises_with_each_reason_and_what_to_do(keras_cache_offline):
-    with pytest.raises(common.UserError) as error:
-        load_sample(None)
-    for part in str(keras_cache_offline), "usr-share", "Connection refused", "'apt-get'":
-        assert part in str(error.value)
-    assert "--data-dir" in str(error.value)
-    assert "apt-get install dataset-fashion-mnist" in str(error.value)
-    assert not list(keras_cache_offline.iterdir())  # nothing half-written
-
-
-def test_invalid_cached_file_is_skipped_with_a_message(
-    fashion_mnist_dir, keras_cache_offline, capsys, monkeypatch
+def test_keras_cache_is_used_unless_it_is_damaged(
+    fashion_mnist_dir, keras_cache, load, monkeypatch, capsys
 ):
-    shutil.copytree(SAMPLE, keras_cache_offline)  # other files than expected
+    shutil.copytree(fashion_mnist_dir, keras_cache)
     monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", fashion_mnist_dir)
-    assert load_sample(None).source.startswith(str(fashion_mnist_dir))
-    assert f"{keras_cache_offline / FILES[0]}.gz has SHA-256" in capsys.readouterr().err
-
-
-def test_keras_cache_is_the_first_source(
-    fashion_mnist_dir, keras_cache_offline, monkeypatch, capsys
-):
-    shutil.copytree(fashion_mnist_dir, keras_cache_offline)
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", fashion_mnist_dir)
-    assert load_sample(None).source == f"{keras_cache_offline} (Keras' cache)"
+    assert load(None).source == f"{keras_cache} (Keras cache)"
     assert capsys.readouterr().err == ""
+    path = keras_cache / f"{NAMES[2]}.gz"
+    payload = bytearray(gzip.decompress(path.read_bytes()))
+    payload[5000] ^= 1
+    path.write_bytes(gzip.compress(bytes(payload), 1, mtime=0))
+    assert load(None).source == f"{fashion_mnist_dir} (Debian package dataset-fashion-mnist)"
+    checksums = f"{hashlib.sha256(payload).hexdigest()}, expected 5b4141f0afbad91edebe"
+    assert capsys.readouterr().err.startswith(f"Skipped: {path} has SHA-256 {checksums}")
 
 
-def test_download_is_verified_before_it_is_cached(fashion_mnist_dir, tmp_path):
-    def truncated():
-        yield FILES[1], (fashion_mnist_dir / f"{FILES[1]}.gz").read_bytes()
-        yield FILES[0], (fashion_mnist_dir / f"{FILES[0]}.gz").read_bytes()[:-100]
+@pytest.fixture
+def server_dir(fashion_mnist_dir, tmp_path, monkeypatch):
+    """The directory of files that are downloaded."""
+    monkeypatch.setattr(fashion_mnist, "KERAS_URL", f"{(tmp_path / 'server').as_uri()}/")
+    return shutil.copytree(fashion_mnist_dir, tmp_path / "server")
 
-    with pytest.raises(Exception, match=f"the fetched {FILES[0]}.gz is damaged"):
-        fashion_mnist._store_verified(tmp_path / "cache", truncated)
-    assert os.listdir(tmp_path / "cache") == [f"{FILES[1]}.gz"]
+
+def test_download_is_stored_in_the_keras_cache(server_dir, keras_cache, load, capsys):
+    shutil.copytree(SAMPLE, keras_cache)  # other files than expected, to be replaced
+    assert load(None).source == f"{keras_cache} (Keras download)"
+    assert "Fetching Fashion-MNIST, 30 MB: Keras download …" in capsys.readouterr().out
+    assert not list(keras_cache.glob(".*"))
+    shutil.rmtree(server_dir)
+    assert load(None).source == f"{keras_cache} (Keras cache)"
+
+
+def test_download_is_verified_before_it_is_stored(server_dir, keras_cache, load):
+    path = server_dir / f"{NAMES[3]}.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"Keras download: the fetched {path.name} is damaged"):
+        load(None)
+    assert not keras_cache.exists()
+
+
+def test_unwritable_keras_cache_is_a_reason(server_dir, keras_cache, load):
+    keras_cache.parent.parent.write_bytes(b"")  # a file
+    with pytest.raises(UserError, match="Keras download: KERAS_HOME: cannot write to"):
+        load(None)
+
+
+@pytest.fixture
+def apt_get(tmp_path, monkeypatch, keras_cache):
+    """Write stand-ins of apt-get and dpkg-deb, which fail or extract the files of a directory."""
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+
+    def write(name, script):
+        (bin_dir / name).write_text(f"#!/bin/sh\n{script}\n")
+        (bin_dir / name).chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{bin_dir}{os.pathsep}/usr/bin:/bin")
+    return write
+
+
+def test_package_is_extracted_without_installing_it(fashion_mnist_dir, apt_get, keras_cache, load):
+    apt_get("apt-get", 'case "$*" in *download*) touch x.deb;; esac')
+    target = f"$3/{fashion_mnist.DEBIAN_DIR.relative_to('/')}"
+    apt_get("dpkg-deb", f'mkdir -p "{target}" && cp "{fashion_mnist_dir}"/*.gz "{target}"')
+    data = load(None)
+    assert data.source == f"{keras_cache} (apt-get download dataset-fashion-mnist)"
+    assert data.name == "Fashion-MNIST" and data.train.size == 55_000
+
+
+def test_failing_command_is_named_with_its_last_line(apt_get, load):
+    apt_get("apt-get", 'echo "more" >&2; echo "E: no package" >&2; exit 100')
+    with pytest.raises(UserError, match=r"`apt-get … update`: E: no package\n"):
+        load(None)
 
 
 # -------------------------------------------------------------------------------- class names
 
 
-def test_class_names_are_read_from_classes_txt(copy):
-    lines = [f" Klasse {i}ß\r\n" for i in range(10)]
-    (copy / "classes.txt").write_bytes("".join(lines).encode("utf-8-sig"))
-    data = load_sample(copy)
-    assert data.class_names == tuple(f"Klasse {i}ß" for i in range(10))
-    assert data.name == "copy"
-
-
-def test_class_names_default_to_numbers(copy):
-    (copy / "classes.txt").unlink()
-    data = load_sample(copy)
-    assert data.class_names == tuple("0123456789")
-    assert data.name == "copy"
-
-
-def test_fashion_mnist_has_built_in_class_names(fashion_mnist_dir, sample, tmp_path):
-    assert not (fashion_mnist_dir / "classes.txt").exists()
-    data = load_sample(fashion_mnist_dir)
+def test_fashion_mnist_is_recognized_by_its_checksums(fashion_mnist_dir, sample, load, tmp_path):
+    data = load(fashion_mnist_dir)
     assert data.class_names == sample.class_names == CLASS_NAMES
     assert data.name == sample.name == "Fashion-MNIST"
+    assert data.sha256 == fashion_mnist.FASHION_MNIST_SHA256
     # classes.txt wins.
     for path in fashion_mnist_dir.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "classes.txt").write_text("\n".join("abcdefghij"))
-    assert load_sample(tmp_path).class_names == tuple("abcdefghij")
+    assert load(tmp_path).class_names == tuple("abcdefghij")
+
+
+def test_other_contents_are_another_data_set(arrays, tmp_path, load):
+    data = load(write(tmp_path / "files", arrays))
+    assert data.class_names == ("0", "1", "2") and data.name == "files"
+    content = " Straße 1\r\n  Straße 2\r\nStraße 3\r\n".encode("utf-8-sig")
+    (tmp_path / "files" / "classes.txt").write_bytes(content)
+    data = load(tmp_path / "files")
+    assert data.class_names == ("Straße 1", "Straße 2", "Straße 3") and data.name == "files"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\nb\n", "--data-dir: .*classes.txt contains 2 class names, but labels are from 0 to 9"),
-        (
-            b"a\n" * 11,
-            "--data-dir: .*classes.txt contains 11 class names, but labels are from 0 to 9",
-        ),
-        (b"a\nb\nc\n\ne\nf\ng\nh\ni\nj", ".*classes.txt: the name of class 3, '', is empty"),
-        (b"a\nb\nc\na\ne\nf\ng\nh\ni\nj", ".*classes.txt: two classes have the name 'a'"),
-        (b"\xff\xfea", "--data-dir: .*classes.txt is not in UTF-8"),
+        (b"a\nb\n", "classes.txt contains 2 class names, but labels are from 0 to 2"),
+        (b"a\nb\nc\nd\n", "classes.txt contains 4 class names, but labels are from 0 to 2"),
+        (b"a\n\nc", "classes.txt: the name of class 1, '', is empty"),
+        (b"a\nb\na", "classes.txt: two classes have the name 'a'"),
+        (b"\xff\xfea", "classes.txt is not in UTF-8"),
     ],
 )
-def test_invalid_classes_txt_raises(copy, content, message):
-    (copy / "classes.txt").write_bytes(content)
-    with pytest.raises(common.UserError, match=f"^{message}"):
-        load_sample(copy)
+def test_invalid_classes_txt_raises(content, message, arrays, tmp_path, load):
+    (write(tmp_path, arrays) / "classes.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"^--data-dir: .*{message}"):
+        load(tmp_path)
+
+
+def test_labels_may_start_at_1(arrays, tmp_path, load):
+    write(tmp_path, [x + 1 if x.ndim == 1 else x for x in arrays])
+    for names in "123", "ABC":
+        data = load(tmp_path)
+        check(data, arrays)
+        assert data.first_label == 1 and data.class_names == tuple(names)
+        (tmp_path / "classes.txt").write_text("A\nB\nC\n")
+    # The number of names decides whether there is a class 0 without images.
+    (tmp_path / "classes.txt").write_text("none\nA\nB\nC\n")
+    data = load(tmp_path)
+    assert data.first_label == 0 and len(data.class_names) == 4
+    (tmp_path / "classes.txt").write_text("A\nB\n")
+    with pytest.raises(UserError, match="contains 2 class names, but labels are from 1 to 3"):
+        load(tmp_path)
+
+
+def test_classes_of_one_split_are_named(arrays, tmp_path, load, capsys):
+    arrays[1][:] = np.arange(24) % 2  # without 2
+    arrays[3][:] = 2  # without 0 and 1
+    load(write(tmp_path, arrays))
+    assert capsys.readouterr().err.splitlines() == [
+        "WARNING: no training images of 2",
+        "WARNING: no test images of 0, 1",
+    ]
+
+
+# ---------------------------------------------------------------------------------- IDX files
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda name: [name],
+        lambda name: [f"{name}.gz"],
+        lambda name: [name, f"{name}.gz"],
+        lambda name: [name.replace("-idx", ".idx")],  # 7-Zip
+        lambda name: [name.replace("t10k", "test").upper()],
+        lambda name: [f"emnist-letters-{name}.gz".replace("t10k", "test")],
+        lambda name: [f"my_{name.replace('-', '_')}.GZ"],
+        lambda name: [f"{name} (1).gz"],  # a second download
+        lambda name: [f"{name}-2"],
+        lambda name: [f"raw/{name}"],  # torchvision
+        lambda name: [f"FashionMNIST/raw/{name}", f"EMNIST/raw/emnist-letters-{name}"],
+        lambda name: [f"some/raw/{name}"],
+        lambda name: [f"{name}/{name}"],  # 7-Zip
+        lambda name: [f"{name}/{name}", name.replace("-idx", ".idx")],  # MNIST on Kaggle
+    ],
+)
+def test_files_are_found_where_other_tools_leave_them(convert, arrays, tmp_path, load):
+    write(tmp_path, arrays, convert)
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")  # not always next to the files
+    data = load(tmp_path)
+    check(data, arrays)
+    assert data.class_names == ("a", "b", "c")
+    assert data.name == tmp_path.name
+
+
+def test_several_files_for_one_name_raise(arrays, tmp_path, load):
+    write(tmp_path, arrays, lambda name: [name.replace("-idx", ".idx")])
+    (tmp_path / "my-train-images-idx3-ubyte").touch()
+    with pytest.raises(UserError, match=r"contains my-train.* and train-images\.idx3.*; keep one"):
+        load(tmp_path)
+
+
+def test_missing_directory_or_files_raise(arrays, tmp_path, load):
+    path = write(tmp_path, arrays) / NAMES[1]
+    path.unlink()
+    with pytest.raises(UserError, match=rf"^--data-dir: {path}.gz does not exist$"):
+        load(tmp_path)
+    with pytest.raises(UserError, match=r"^--data-dir: .*No such file or directory: .*/absent'$"):
+        load(tmp_path / "absent")
+    (tmp_path / "other").mkdir()
+    for name in "train-images.png", "train.csv", "images-idx3-ubyte", "classes.txt":
+        (tmp_path / "other" / name).touch()
+    with pytest.raises(UserError, match=r"^--data-dir: .*/other contains neither the four IDX"):
+        load(tmp_path / "other")
+    with pytest.raises(UserError, match=r"^--data-dir: .*Not a directory: .*/classes.txt'$"):
+        load(tmp_path / "other" / "classes.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(bytes(500), mtime=0)[:-9], "is damaged: Compressed file ended"),
+        (gzip.compress(bytes(500), mtime=0)[:-8] + bytes(8), "is damaged: CRC check failed"),
+        (gzip.compress(b"not an IDX file", mtime=0), "is not an IDX file"),
+        (b"\0\0\x08\x03\0\0", "is not an IDX file"),
+        (encode(np.zeros((2, 28, 28), "uint8"))[:-1], "has 1583 bytes, but its header says 1584"),
+    ],
+)
+def test_damaged_file_or_one_of_another_format_raises(content, message, arrays, tmp_path, load):
+    path = write(tmp_path, arrays) / f"{NAMES[0]}.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^--data-dir: {path} {message}") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_too_few_training_images_raise(arrays, tmp_path, load):
+    write(tmp_path, [array[:11] for array in arrays])
+    with pytest.raises(UserError, match=r": 11 training images are too few; at least 12 are need"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", CODES)
+def test_labels_of_each_type_and_as_a_column_are_read(dtype, arrays, tmp_path, load):
+    converted = [arrays[0], arrays[1].astype(dtype), arrays[2], arrays[3].astype(dtype)[:, None]]
+    check(load(write(tmp_path, converted)), arrays)
+
+
+@pytest.mark.parametrize("shape", [(784,), (28, 28, 1), (1, 28, 28)])
+def test_images_of_other_ranks_are_read(shape, arrays, tmp_path, load):
+    arrays[0], arrays[2] = (x.reshape(len(x), *shape) for x in (arrays[0], arrays[2]))
+    check(load(write(tmp_path, arrays)), arrays)
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (1, lambda x: np.eye(3, dtype="uint8")[x], "one label for each of"),
+        (3, lambda x: x[:-1], r"t10k-labels.* has the shape \(5,\)"),
+        (1, lambda x: x[0], "is not an IDX file"),
+        (1, lambda x: x.astype("float32") + 0.5, "labels that are not integers from 0"),
+        (3, lambda x: x.astype("int16") - 1, "labels that are not integers from 0"),
+        (1, lambda x: x + np.int32(9998), "labels that are not integers from 0 to 9999"),
+        (2, lambda x: x[:, :14], r"shape \(6, 14, 28\); expected N images of 28"),
+        (0, lambda x: x.astype("float32"), "contains float32; expected unsigned"),
+        (0, lambda x: x[:0], r"shape \(0, 28, 28\)"),
+    ],
+)
+def test_invalid_arrays_raise_in_one_line(index, change, message, arrays, tmp_path, load):
+    arrays[index] = change(arrays[index])
+    with pytest.raises(UserError, match=message) as error:
+        load(write(tmp_path, arrays))
+    assert str(error.value).startswith("--data-dir: ") and "\n" not in str(error.value)

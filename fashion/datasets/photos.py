@@ -1,11 +1,14 @@
-"""Preprocessing of photos to Fashion-MNIST's format: light garment on black, gray, 28×28.
+"""Photos of users, converted to the format of Fashion-MNIST: light garment on black, gray, 28×28.
 
 The steps follow those of the data set's authors (Xiao, Rasul, Vollgraf 2017, section 2), without
 sharpening; only images with a light background are inverted. Image folders and `--predict` use the
 same steps.
 """
 
+import collections
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,72 @@ PREPROCESSING_VERSION = 4  # raise it if the resulting pixels change: it keys th
 IMAGE_SIZE = 28
 MAX_WORKING_SIZE = 1024  # pixels; more would only take time
 BACKGROUND_TOLERANCE = 0.05 * 255  # the authors trim edges that differ less from the background
+SYSTEM_NAMES = {  # files and directories that operating systems create, in lower case
+    "__macosx",
+    "thumbs.db",
+    "desktop.ini",
+    "@eadir",
+    "#recycle",
+    "lost+found",
+    "$recycle.bin",
+    "system volume information",
+}
+NOT_DECODED = {"MPEG", "BUFR", "GRIB", "HDF5"}  # formats that Pillow only recognizes
+
+# -------------------------------------------------------------------------------------- files
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether a file or directory is hidden, or created by an operating system."""
+    return path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES
+
+
+def is_image_file(path: Path) -> bool:
+    """Return whether a file has an extension of a format that Pillow can open."""
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    return file_format in Image.OPEN and file_format not in NOT_DECODED
+
+
+def find_image_files(directory: Path) -> list[Path]:
+    """Return the image files below a directory, in sorted order.
+
+    Links to files and directories are followed; each directory is read once. Hidden files and
+    directories are skipped, such as macOS's `._IMG.jpg`, and `SYSTEM_NAMES`. A message on stderr
+    counts the other files by extension.
+    """
+    image_files: list[Path] = []
+    skipped: collections.Counter[str] = collections.Counter()
+    for path in _walk(directory, {directory.resolve(), *directory.resolve().parents}):
+        if is_image_file(path):
+            image_files.append(path)
+        else:
+            # The number of "frame.0001" is no extension.
+            extension = "" if path.suffix[1:].isdigit() else path.suffix.lower()
+            skipped[extension or "other"] += 1
+    if skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+        print(
+            f"{directory}: skipped files without an image extension ({kinds}); if these are "
+            "images, convert them to JPEG or PNG, or add the right extension",
+            file=sys.stderr,
+        )
+    return sorted(image_files)
+
+
+def _walk(directory: Path, visited: set[Path]) -> Iterator[Path]:
+    """Yield the visible files below a directory; add the directories to `visited`, read once."""
+    for path in sorted(directory.iterdir()):
+        if is_hidden(path):
+            continue
+        if path.is_dir():
+            if (resolved := path.resolve()) not in visited:
+                visited.add(resolved)
+                yield from _walk(path, visited)
+        elif path.is_file() or path.is_symlink():  # broken links too; no pipes, no sockets
+            yield path
+
+
+# ------------------------------------------------------------------------------------- pixels
 
 
 def load_image(path: Path) -> Image.Image:
@@ -86,48 +155,27 @@ def preprocess_image(image: Image.Image) -> np.ndarray:
         ValueError: If no pixel differs from the background.
     """
     gray = np.asarray(image.convert("L"), "float32")
-    return center_on_canvas(resize_to_fit(crop(darken_background(gray))))
+    if background_level(gray) > 127:  # the authors invert all images: their photos are on white
+        gray = 255 - gray
+    level = background_level(gray)
+    gray = np.clip(gray - level, 0, None) * (255 / (255 - level))
+    # Trim edges that are as dark as the background.
+    is_garment = gray > BACKGROUND_TOLERANCE
+    if not is_garment.any():
+        raise ValueError("nothing differs from the background")
+    rows, columns = (np.flatnonzero(is_garment.any(axis)) for axis in (1, 0))
+    gray = gray[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    # Scale the longer side to 28 pixels, and center the image on a black square.
+    scale = IMAGE_SIZE / max(gray.shape)
+    height, width = (max(1, round(side * scale)) for side in gray.shape)
+    resized = np.asarray(Image.fromarray(gray).resize((width, height), Image.Resampling.BOX))
+    top, left = (IMAGE_SIZE - height) // 2, (IMAGE_SIZE - width) // 2
+    canvas = np.zeros((IMAGE_SIZE, IMAGE_SIZE), "uint8")
+    canvas[top : top + height, left : left + width] = resized.clip(0, 255).round()
+    return canvas
 
 
 def background_level(gray: np.ndarray) -> float:
     """Return the gray level of the background, the median of the border pixels, in [0, 255]."""
     border = gray[0], gray[-1], gray[:, 0], gray[:, -1]
     return float(np.median(np.concatenate(border)))
-
-
-def darken_background(gray: np.ndarray) -> np.ndarray:
-    """Invert an image with a light background, and make the background black."""
-    if background_level(gray) > 127:  # the authors invert all images: their photos are on white
-        gray = 255 - gray
-    level = background_level(gray)
-    return np.clip(gray - level, 0, None) * (255 / (255 - level))
-
-
-def crop(gray: np.ndarray) -> np.ndarray:
-    """Trim edges that are as dark as the background.
-
-    Raises:
-        ValueError: If nothing is left.
-    """
-    garment = gray > BACKGROUND_TOLERANCE
-    if not garment.any():
-        raise ValueError("nothing differs from the background")
-    rows, columns = np.flatnonzero(garment.any(axis=1)), np.flatnonzero(garment.any(axis=0))
-    return gray[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def resize_to_fit(gray: np.ndarray) -> np.ndarray:
-    """Scale the longer side to 28 pixels, keeping the aspect ratio."""
-    height, width = gray.shape
-    scale = IMAGE_SIZE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(gray).resize(size, Image.Resampling.BOX))
-
-
-def center_on_canvas(gray: np.ndarray) -> np.ndarray:
-    """Center an image, float (height, width) of at most 28, on black: uint8 (28, 28)."""
-    height, width = gray.shape
-    canvas = np.zeros((IMAGE_SIZE, IMAGE_SIZE), "uint8")
-    top, left = (IMAGE_SIZE - height) // 2, (IMAGE_SIZE - width) // 2
-    canvas[top : top + height, left : left + width] = gray.clip(0, 255).round()
-    return canvas

@@ -1,0 +1,167 @@
+"""Photos: which files are images, and how images of many kinds are preprocessed."""
+
+import os
+import struct
+import zlib
+
+from fashion.datasets import photos
+from fashion.datasets.photos import find_image_files, load_image, preprocess_image
+
+import numpy as np
+import pytest
+from helpers.photos import draw_garment, save_image
+from PIL import Image, ImageOps
+
+# -------------------------------------------------------------------------------------- files
+
+
+def touch(directory, *names):
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).touch()
+
+
+def test_directories_are_searched_and_hidden_files_and_pipes_skipped(tmp_path, capsys):
+    touch(tmp_path, "b.png", "a.JPG", "more/c.png", "more/deep/d.png", "album.png/e.png")
+    touch(tmp_path, "._a.JPG", ".DS_Store", ".hidden/f.png", "__MACOSX/g.png", "more/._c.png")
+    touch(tmp_path, "Thumbs.db", "more/desktop.ini", "more/@eaDir/c.png/SYNOPHOTO_THUMB_M.jpg")
+    os.mkfifo(tmp_path / "pipe.png")
+    names = [path.relative_to(tmp_path).as_posix() for path in find_image_files(tmp_path)]
+    assert names == ["a.JPG", "album.png/e.png", "b.png", "more/c.png", "more/deep/d.png"]
+    assert capsys.readouterr().err == ""
+
+
+def test_image_files_are_those_that_pillow_opens(tmp_path, capsys):
+    images = [f"a.{extension}" for extension in ("JPEG", "bmp", "gif", "jpg", "png", "tif", "webp")]
+    # Pillow can write PDF files, and recognizes films, but opens neither.
+    others = "1.heic", "more/2.HEIC", "a.pdf", "a.mpg", "a.NEF", "notes", "jpg", "frame.001", "f.2"
+    touch(tmp_path, *images, *others)
+    assert [path.name for path in find_image_files(tmp_path)] == images
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: skipped files without an image extension (2 .heic, 1 .mpg, 1 .nef, 1 .pdf, "
+        "4 other); if these are images, convert them to JPEG or PNG, or add the right extension\n"
+    )
+
+
+def test_links_are_followed_and_loops_cut(tmp_path):
+    directory, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    touch(directory, "a.png")
+    touch(elsewhere, "b.png", "more/c.png")
+    for link, target in (
+        ("images/disk", elsewhere),
+        ("images/self", directory),
+        ("images/file.png", elsewhere / "b.png"),
+        ("images/up", tmp_path),
+        ("elsewhere/more/back", directory),
+    ):
+        (tmp_path / link).symlink_to(target)
+    names = [path.relative_to(directory).as_posix() for path in find_image_files(directory)]
+    assert names == ["a.png", "disk/b.png", "disk/more/c.png", "file.png"]
+
+
+def test_each_directory_is_read_once(tmp_path):
+    """The number of paths without a loop grows like a factorial."""
+    directories = [tmp_path / str(i) for i in range(12)]
+    for directory in directories:
+        touch(directory, "a.png")
+        for other in directories:
+            (directory / f"to-{other.name}").symlink_to(other)
+    found = find_image_files(tmp_path)
+    assert len({path.resolve() for path in found}) == len(found) == 12
+
+
+# ------------------------------------------------------------------------------------- pixels
+
+# The preprocessed garment: 28 wide, 19 high (28 · 20 / 30 = 18.7), centered.
+EXPECTED = np.zeros((28, 28))
+EXPECTED[4:23] = 205
+EXPECTED[4:13, :14] = 100
+# Pixels that are not on an edge, where values are interpolated.
+INNER = np.ones((28, 28), bool)
+INNER[13] = INNER[12] = INNER[22] = INNER[4] = False
+
+
+def check(path):
+    image = preprocess_image(load_image(path))
+    assert image.shape == (28, 28) and image.dtype == np.uint8
+    assert np.abs(image - EXPECTED)[INNER].max() <= 12  # of 255: errors of JPEG and palettes
+
+
+def test_images_of_all_kinds_give_equal_results(tmp_path):
+    garment = draw_garment()
+    gray = Image.fromarray(garment)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # rotate by 90° clockwise
+    transparent = np.array(gray.convert("RGBA"))
+    transparent[garment == 255] = 0  # black below
+    wide = garment.astype("uint16")
+    for name, image, options in (
+        ("gray.png", gray, {}),
+        ("black.png", ImageOps.invert(gray), {}),
+        ("twelve.png", Image.fromarray(wide * 16), {}),
+        ("sixteen.png", Image.fromarray(wide * 257), {}),
+        ("palette.gif", gray.convert("P"), {}),
+        ("transparent.png", Image.fromarray(transparent), {}),
+        ("cmyk.jpg", gray.convert("CMYK"), {"quality": 95}),
+        ("bits.tiff", Image.fromarray((wide * 257).astype("int32")), {}),
+        ("float.tiff", Image.fromarray(garment.astype("float32") / 255), {}),
+        ("turned.jpg", gray.transpose(Image.Transpose.ROTATE_90), {"exif": turned, "quality": 95}),
+    ):
+        check(save_image(tmp_path / name, image, **options))
+    # A TIFF file of unsigned numbers, which Pillow cannot write: SampleFormat 1 instead of 2.
+    unsigned = Image.fromarray((garment.astype("uint32") << 24).view("int32"))
+    content = save_image(tmp_path / "signed.tiff", unsigned).read_bytes()
+    entry = struct.pack("<HHI", 339, 3, 1)
+    assert content.count(entry) == 1
+    (tmp_path / "unsigned.tiff").write_bytes(content.replace(entry + b"\2", entry + b"\1"))
+    check(tmp_path / "unsigned.tiff")
+
+
+def test_transparent_pixels_of_a_white_garment_become_black(tmp_path):
+    white = np.full((100, 120, 4), 255, "uint8")
+    white[..., 3] = np.where(draw_garment() == 255, 0, 255)
+    image = preprocess_image(load_image(save_image(tmp_path / "a.png", Image.fromarray(white))))
+    assert np.array_equal(image[INNER], 255 * (EXPECTED > 0)[INNER])
+    white[50, 65, :3] = 90  # a button
+    button = preprocess_image(load_image(save_image(tmp_path / "b.png", Image.fromarray(white))))
+    assert 0 < np.mean(button != image) < 0.01
+
+
+def test_images_of_the_data_set_hardly_change(tmp_path, sample):
+    changes = []
+    for image in sample.test.images[:50]:
+        path = save_image(tmp_path / "image.png", Image.fromarray(image))
+        result = preprocess_image(load_image(path))
+        changes.append(np.abs(result - image.astype(int)))
+    assert np.median(np.mean(changes, axis=(1, 2))) < 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        ("uint16", [0, 4000], [0, 249]),  # 12 bits in 16
+        ("uint16", [0, 65535], [0, 255]),
+        ("uint16", [0, 200], [0, 200]),
+        ("int32", [0, 1000], [0, 249]),  # 10 bits
+        ("int32", [0, 2**31 - 1], [0, 255]),
+        ("uint16", [0, 2**15 - 1], [0, 255]),  # signed 16 bits
+        ("uint32", [0, 2**32 - 1], [0, 255]),
+        ("float32", [0, 0.5, 1.2], [0, 127, 255]),  # resampling overshoots
+        ("int32", [-1000, 0, 1023], [0, 126, 255]),
+        ("float32", [0, 200.0], [0, 200]),
+        ("float32", [0, np.nan, 1], [0, 0, 255]),
+    ],
+)
+def test_scale_to_8_bits_finds_the_range(dtype, values, expected):
+    scaled = photos.scale_to_8_bits(np.array([values], dtype))
+    assert scaled.dtype == np.uint8
+    np.testing.assert_array_equal(scaled, [expected])
+
+
+def test_damaged_metadata_do_not_matter(tmp_path):
+    """An orientation tag whose value is missing."""
+    path = save_image(tmp_path / "a.png", Image.fromarray(draw_garment()))
+    content, exif = path.read_bytes(), b"eXIf" + b"\x00\x08\x00\x02\x01\x12\x00\x03"
+    chunk = struct.pack(">I", len(exif) - 4) + exif + struct.pack(">I", zlib.crc32(exif))
+    path.write_bytes(content[:33] + chunk + content[33:])
+    check(path)
