@@ -1,1 +1,1 @@
-"""Pretrained backbones: architectures, weights, folding, pooling, augmentation, feature cache."""
+"""Pretrained backbones: networks of `keras.applications`, folding, the feature cache."""

@@ -1,188 +1,177 @@
-"""Cache of features extracted by the frozen backbone.
+"""Cache of the features that a backbone extracts from images.
 
-The cache has a directory per backbone, weights, image size and precision, in it a directory per
-split, in it a file per chunk of images. A file appears completely or not at all, and every process
-on this machine computes the same bytes for a feature. An interrupted run, or two runs at once,
-therefore do no harm, and later runs continue from the files that exist. Each run adds its features
-to the ones that a file contains.
+It has a directory per backbone, image size, precision and weights, in it a directory per split, in
+it a file per chunk of images, feature and view. Files are written atomically, and every process on
+a machine computes the same bytes for a file. An interrupted run, or two runs at once, therefore do
+no harm, and later runs continue from the files that exist.
 """
 
-import math
-import shutil
+import itertools
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from fashion import devices
-from fashion.backbones import chunk_file
-from fashion.backbones.progress import Progress
-from fashion.datasets.dataset import Split
-from fashion.environment import format_bytes
-from fashion.errors import CacheDirError, UserError
+from fashion import files
+from fashion.datasets.splits import Split
+from fashion.errors import UserError
+from fashion.progress import with_progress
 
 import keras
 import numpy as np
 
-# Images per extraction step and per cache file; an interrupted run loses at most these. Not an
-# option, because the last bits of the features depend on it. 125 divides 55,000, 5,000 and 10,000,
-# and more is hardly faster.
+# Images per extraction step and per cache file; an interrupted run loses at most these. Fixed,
+# because the last bits of the features depend on the batch size. 125 divides 55,000, 5,000 and
+# 10,000, and more is hardly faster.
 CHUNK_SIZE = 125
 
+Log = Callable[[dict[str, float]], None]
 
-class MissingChunk(NamedTuple):
-    """A cache file that lacks features."""
 
-    path: Path
+class Chunk(NamedTuple):
+    """Consecutive images of a split, or their horizontal flips, with their files."""
+
+    rows: slice  # of the split
+    view: int  # 1: flipped
     images: np.ndarray  # uint8 (N, 28, 28)
-    num_bytes: int  # of the missing features
+    paths: dict[str, Path]  # by feature; empty if features are not stored
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class FeatureCache:
-    """Features that one model extracts from images, in a directory.
+    """Features of images, extracted once."""
 
-    Attributes:
-        directory: Directory of the features.
-        extractor: uint8 (N, 28, 28) → {name: float16 (N, …)}.
-    """
+    directory: Path | None  # created if there is something to store; None: nothing is stored
+    extractor: keras.Model  # uint8 (N, 28, 28) → {name: float16 (N, channels)}
+    names: tuple[str, ...]  # features that are read; all features of the extractor are stored
+    # Rate of the computed images, without the first chunk, which includes tracing.
+    images_per_second: float | None = field(default=None, init=False)
+    # Images and seconds of each computed chunk.
+    _steps: list[tuple[int, float]] = field(default_factory=list, init=False)
 
-    directory: Path
-    extractor: keras.Model
+    def load(self, split: Split, flip: bool, log: Log | None = None) -> np.ndarray:
+        """Return features of the N selected images of a split: float16 (N, views, channels).
 
-    def chunk_path(self, split: Split, start: int) -> Path:
-        """Return the file for the images of the complete split from index `start` on."""
-        return self.directory / split.images_sha256[:16] / f"{start:06}.npz"
-
-    def compute_missing(self, splits: Iterable[Split], progress: Progress) -> None:
-        """Extract the features that the cache does not contain, file by file.
-
-        Args:
-            splits: Splits whose selected images are needed.
-            progress: Progress reporter.
-
-        Raises:
-            UserError: If the cache cannot be written, its disk has too little space, or features
-                are NaN.
+        The views are the image and, with `flip`, its horizontal flip. The channels are those of
+        `names`, concatenated. Features that are missing on disk are computed and stored; damaged
+        files are replaced, with a warning. `log` gets the progress after each computed chunk.
         """
-        missing = self._find_missing(splits)
+        missing: list[Chunk] = []
+        cached: list[Chunk] = []
+        for start in range(0, split.size, CHUNK_SIZE):
+            for view in range(1 + flip):
+                chunk = self._chunk(split, start, view)
+                is_cached = chunk.paths and all(chunk.paths[name].exists() for name in self.names)
+                (cached if is_cached else missing).append(chunk)
         if not missing:
-            print(f"{progress.title}: all cached in {self.directory}")
-            return
-        num_missing = sum(len(chunk.images) for chunk in missing)
-        size = sum(chunk.num_bytes for chunk in missing)
-        self._check_disk_space(size, f"{progress.title} of {num_missing:,} images")
+            print(f"Features: all cached in {self.directory} ({split.size:,} images)")
+        elif self.directory:
+            self._check_disk_space(self.directory, missing)
+        # Processes that start together compute different chunks, and read those of the others.
+        shuffled = [missing[i] for i in np.random.default_rng().permutation(len(missing))]
+        num_channels = sum(self.extractor.output[name].shape[1] for name in self.names)
+        features = np.empty((split.size, 1 + flip, num_channels), "float16")
+        for chunk in itertools.chain(with_progress(shuffled, "Features", CHUNK_SIZE), cached):
+            rows = features[chunk.rows, chunk.view]
+            values = self._read_or_compute(chunk, log)
+            np.concatenate([values[name][: len(rows)] for name in self.names], axis=1, out=rows)
+        return features
+
+    def load_splits(
+        self, splits: dict[str, Split], flip: bool, log: Log | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the features of the selected images of each split, by its name, as `load` does."""
+        return {name: self.load(split, flip, log) for name, split in splits.items()}
+
+    def _chunk(self, split: Split, start: int, view: int) -> Chunk:
+        """Return a chunk, which is complete even at the end of the selected images."""
+        rows = slice(start, start + CHUNK_SIZE)
+        images, paths = split.all_images[rows], {}
+        if self.directory:
+            directory = self.directory / split.images_sha256[:16]
+            suffix = "-flipped.npy" if view else ".npy"
+            names = self.extractor.output
+            paths = {name: directory / f"{start:06}-{name}{suffix}" for name in names}
+        return Chunk(rows, view, images[:, :, ::-1] if view else images, paths)
+
+    def _check_disk_space(self, directory: Path, missing: list[Chunk]) -> None:
+        num_images = sum(len(chunk.images) for chunk in missing)
+        size = sum(
+            2 * len(chunk.images) * self.extractor.output[name].shape[1]
+            for chunk in missing
+            for name, path in chunk.paths.items()
+            if not path.exists()
+        )
         print(
-            f"{progress.title}: {num_missing:,} images, each processed once; "
-            f"{format_bytes(size)}, cached in {self.directory}",
+            f"Features: {num_images:,} images, each processed once; {files.format_bytes(size)}, "
+            f"cached in {directory}",
             flush=True,
         )
-        progress.reset(num_missing)
-        for i in range(0, len(missing), devices.num_replicas()):
-            group = []
-            for chunk in missing[i : i + devices.num_replicas()]:
-                if self._missing_features(chunk.path):
-                    group.append(chunk)
-                else:  # computed by another process in the meantime
-                    progress.total -= len(chunk.images)
-            if group:
-                self._extract(group, progress)
+        with files.staging_dir(directory, "--cache-dir") as temporary_dir:
+            files.check_disk_space(temporary_dir, size)
 
-    def _missing_features(self, path: Path) -> set[str]:
-        return self.extractor.output.keys() - chunk_file.stored_features(path)
-
-    def _find_missing(self, splits: Iterable[Split]) -> list[MissingChunk]:
-        bytes_per_image = {
-            name: 2 * math.prod(output.shape[1:]) for name, output in self.extractor.output.items()
-        }
-        missing = []
-        for split in splits:
-            for start in range(0, split.size, CHUNK_SIZE):
-                path = self.chunk_path(split, start)
-                if names := self._missing_features(path):
-                    images = split.all_images[start : start + CHUNK_SIZE]
-                    num_bytes = len(images) * sum(bytes_per_image[name] for name in names)
-                    missing.append(MissingChunk(path, images, num_bytes))
-        return missing
-
-    def _check_disk_space(self, size: int, title: str) -> None:
-        """Raise a `UserError` if the disk has less than `size` bytes left."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.directory).free
-        except OSError as error:
-            raise CacheDirError(error) from None
-        if size > free:
+    def _read_or_compute(self, chunk: Chunk, log: Log | None) -> dict[str, np.ndarray]:
+        """Return the features of a chunk, float16 (N, channels) each, at least those of `names`."""
+        stored = {}
+        for name in self.names if chunk.paths else ():
+            shape = len(chunk.images), self.extractor.output[name].shape[1]
+            if (values := _read(chunk.paths[name], shape)) is not None:
+                stored[name] = values
+        if len(stored) == len(self.names):
+            return stored
+        start_time = time.perf_counter()
+        # Contiguous, because the flips are a view.
+        features = self.extractor.predict_on_batch(np.ascontiguousarray(chunk.images))
+        if not all(np.isfinite(values).all() for values in features.values()):
             raise UserError(
-                f"{title} need {format_bytes(size)}, but {self.directory} has only "
-                f"{format_bytes(free)} left; use another --cache-dir, or fewer images"
+                "features of some images are not finite; try --precision float32 or other --weights"
             )
+        for name, path in chunk.paths.items():
+            if name not in stored and (name in self.names or not path.exists()):
+                _write(path, features[name])
+        self._steps.append((len(chunk.images), time.perf_counter() - start_time))
+        self._update_rate(log)
+        return features
 
-    def _extract(self, group: list[MissingChunk], progress: Progress) -> None:
-        """Extract and store the features of one file per device."""
-        outputs = devices.predict_on_replicas(self.extractor, [chunk.images for chunk in group])
-        for chunk, features in zip(group, outputs, strict=True):
-            if any(np.isnan(values).any() for values in features.values()):
-                raise UserError(
-                    f"{progress.title.lower()} are NaN for some images; try --precision float32, "
-                    "or other --weights"
-                )
-            chunk_file.merge(chunk.path, features)
-        progress.update(sum(len(chunk.images) for chunk in group))
-
-    def read_chunk(self, split: Split, start: int) -> dict[str, np.ndarray]:
-        """Read a file's features of the split's selected images: {name: float16 (N, …)}.
-
-        Damaged files are recomputed, with a warning.
-
-        Raises:
-            UserError: If a recomputed file cannot be written.
-        """
-        path, images = self.chunk_path(split, start), split.all_images[start : start + CHUNK_SIZE]
-        try:
-            arrays = chunk_file.read(path, self.extractor.output)
-            if any(len(array) != len(images) for array in arrays.values()):
-                raise ValueError("wrong number of images")
-        except Exception as error:  # damaged zipfile raises many types
-            print(f"{path} is damaged ({error}); recomputing it.", file=sys.stderr)
-            (arrays,) = devices.predict_on_replicas(self.extractor, [images])
-            chunk_file.merge(path, arrays)
-        return {name: array[: split.size - start] for name, array in arrays.items()}
-
-    def read(self, split: Split, names: Sequence[str], out: np.ndarray) -> None:
-        """Read features of the split's selected images, concatenated, into `out`.
-
-        Args:
-            split: N selected images.
-            names: Features, with `channels` channels in total.
-            out: float16 (N, channels).
-
-        Raises:
-            UserError: If a damaged file cannot be replaced.
-        """
-        for start in range(0, split.size, CHUNK_SIZE):
-            chunk = self.read_chunk(split, start)
-            rows = out[start : start + CHUNK_SIZE]
-            np.concatenate([chunk[name] for name in names], axis=1, out=rows)
+    def _update_rate(self, log: Log | None) -> None:
+        images, seconds = (sum(values) for values in zip(*self._steps, strict=True))
+        metrics = {"features/images": images, "features/seconds": seconds}
+        if len(self._steps) > 1:
+            first_images, first_seconds = self._steps[0]
+            self.images_per_second = (images - first_images) / (seconds - first_seconds)
+            metrics["features/images_per_second"] = self.images_per_second
+        if log:
+            log(metrics)
 
 
-def read_views(
-    caches: dict[str, FeatureCache], split: Split, feature_names: tuple[str, ...]
-) -> np.ndarray:
-    """Read the features of a split's N selected images and of their other views, such as flips.
+def _checksum(values: np.ndarray) -> bytes:
+    return zlib.crc32(values.data).to_bytes(4, "little")
 
-    Args:
-        caches: Cache of each view by the suffix of its feature names.
-        split: Split whose selected images are read.
-        feature_names: Features without suffix, with `channels` channels in total.
 
-    Returns:
-        float16 (views·N, channels): the first views of all images, then their second views.
-    """
-    first = next(iter(caches.values())).extractor.output
-    channels = sum(first[name].shape[1] for name in feature_names)
-    views = np.empty((len(caches), split.size, channels), "float16")
-    for view, (suffix, cache) in zip(views, caches.items(), strict=True):
-        cache.read(split, [f"{name}{suffix}" for name in feature_names], out=view)
-    return views.reshape(-1, channels)
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Read a float16 array; None if the file is missing, or, with a warning, damaged."""
+    try:
+        with path.open("rb") as file:
+            values = np.load(file)
+            if values.shape != shape or values.dtype != np.float16:
+                raise ValueError(f"contains {values.dtype} {values.shape}")
+            if file.read() != _checksum(values):
+                raise ValueError("wrong checksum")
+        return values
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # NumPy raises many types
+        print(f"{path} is damaged ({error}); recomputing it.", file=sys.stderr)
+        return None
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    """Write an array in the format of NumPy, followed by a checksum of the values."""
+    with files.staging_dir(path.parent, "--cache-dir") as temporary_dir:
+        with (temporary_dir / path.name).open("wb") as file:
+            np.save(file, values)
+            file.write(_checksum(values))
+        (temporary_dir / path.name).replace(path)

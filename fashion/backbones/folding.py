@@ -1,6 +1,6 @@
-"""Copies of a network with other inputs, another precision, or folded batch normalization."""
+"""Copies of a network on other inputs, with batch normalization folded or to be trained."""
 
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -9,88 +9,84 @@ import numpy as np
 
 def copy_network(
     network: keras.Model,
-    inputs: keras.KerasTensor,
-    dtype: str,
-    replace_layer: Callable[[keras.Layer, str], keras.Layer | None] = lambda layer, dtype: None,
+    rgb: keras.KerasTensor,
+    source: keras.Model | None = None,
+    trained: Collection[str] = (),
+    batch_norm_class: type[keras.Layer] = keras.layers.BatchNormalization,
 ) -> keras.Model:
-    """Copy a network without its weights, with other inputs.
-
-    Args:
-        network: Network of `keras.applications`, or its last layers.
-        inputs: Inputs of the copy.
-        dtype: Dtype policy of its layers, a value of `devices.DTYPE_POLICIES`.
-        replace_layer: Returns the new layer for a layer and `dtype`, or None to copy the layer.
-    """
-    return keras.models.clone_model(
-        network,
-        inputs,
-        clone_function=lambda layer: replace_layer(layer, dtype) or _copy_layer(layer, dtype),
-        call_function=_call_layer,
-    )
-
-
-def _copy_layer(layer: keras.Layer, dtype: str, add_bias: bool = False) -> keras.Layer:
-    if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
-        return layer  # operates on pixels, for which 16 bits are too coarse
-    if isinstance(layer, keras.Sequential):
-        return keras.models.clone_model(
-            layer, clone_function=lambda inner: _copy_layer(inner, dtype)
-        )
-    config = layer.get_config()
-    if isinstance(layer, keras.Layer):  # operations have no dtype
-        config["dtype"] = dtype
-    if add_bias:
-        config["use_bias"] = True
-    return type(layer).from_config(config)
-
-
-def _call_layer(layer: keras.Layer, *args: Any, mask: object = None, **kwargs: Any) -> Any:
-    return layer(*args, **kwargs)  # recorded calls carry a mask that not every layer accepts
-
-
-def fold_batch_norm(network: keras.Model, images: keras.KerasTensor, dtype: str) -> keras.Model:
-    """Copy a network with each BatchNormalization folded into its convolution.
+    """Copy a network, with each BatchNormalization folded into the convolution before it.
 
     In inference, BatchNormalization is y = (x − mean)·s + beta with s = gamma/√(variance + ε).
     After a convolution, this is a convolution with kernel·s and bias (bias − mean)·s + beta.
+    Dropout layers are left out as well.
 
     Args:
         network: Network of `keras.applications`; it is not changed.
-        images: Inputs of the copy, float32 (N, size, size, 3).
-        dtype: Dtype policy of its layers, a value of `devices.DTYPE_POLICIES`.
+        rgb: Inputs of the copy, float32 (N, size, size, 3).
+        source: Earlier copy of the network, for example a trained one, that has the weights; by
+            default the network itself.
+        trained: Names of the layers that stay as they are and trainable, among them
+            BatchNormalization and Dropout layers.
+        batch_norm_class: Class of the BatchNormalization layers in `trained`, which always have
+            gamma and beta.
+
+    Returns:
+        The copy, with equal layer names. Layers that are not in `trained` are frozen.
     """
-    layer_name_by_output = {id(layer.output): layer.name for layer in network.layers}
-    batch_norms = {
-        layer_name_by_output[id(layer.input)]: layer
+    source_layers = {layer.name: layer for layer in (source or network).layers}
+    name_by_output = {id(layer.output): layer.name for layer in network.layers}
+    folded = {  # name of the convolution → name of the normalization that is folded into it
+        name_by_output[id(layer.input)]: layer.name
         for layer in network.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.name not in trained
     }
 
-    def call_layer(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(layer, keras.layers.BatchNormalization):
+    def copy_layer(layer: keras.Layer) -> keras.Layer:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
+            config["dtype"] = "float32"  # operates on pixels, for which 16 bits are too coarse
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.name in trained:
+            return batch_norm_class.from_config(config | {"scale": True, "center": True})
+        if layer.name in folded:
+            config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    def call_layer(layer: keras.Layer, *args: Any, mask: object = None, **kwargs: Any) -> Any:
+        # Recorded calls carry a mask that not every layer accepts.
+        skipped = keras.layers.BatchNormalization | keras.layers.Dropout
+        if isinstance(layer, skipped) and layer.name not in trained:
             return args[0]
-        return _call_layer(layer, *args, **kwargs)
+        return layer(*args, **kwargs)
 
-    folded = keras.models.clone_model(
-        network,
-        images,
-        clone_function=lambda layer: _copy_layer(layer, dtype, add_bias=layer.name in batch_norms),
-        call_function=call_layer,
-    )
-    for layer in network.layers:
-        if norm := batch_norms.get(layer.name):
-            gamma = norm.gamma.numpy() if norm.scale else 1
-            scale = gamma / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
-            kernel, *bias = layer.get_weights()
-            shift = (sum(bias) - norm.moving_mean.numpy()) * scale + norm.beta.numpy()
-            kernel = kernel * scale.reshape(kernel.shape[-2:] if is_depthwise(layer) else -1)
-            folded.get_layer(layer.name).set_weights([kernel, shift])
-        elif layer.weights and not isinstance(layer, keras.layers.BatchNormalization):
-            folded.get_layer(layer.name).set_weights(layer.get_weights())
-    folded.trainable = False
-    return folded
+    copy = keras.models.clone_model(network, rgb, copy_layer, call_layer)
+    for layer in copy.layers:
+        if layer.weights and layer.name in source_layers:
+            # None if the convolution has no normalization, or one that `source` has folded.
+            batch_norm = source_layers.get(folded.get(layer.name, ""))
+            layer.set_weights(_weights(source_layers[layer.name], batch_norm))
+            layer.trainable = layer.name in trained
+    return copy
 
 
-def is_depthwise(layer: keras.Layer) -> bool:
-    """Return whether the layer's kernel has the shape (height, width, channels, 1)."""
-    return isinstance(layer, keras.layers.DepthwiseConv2D)
+def batch_norm_parameters(layer: keras.layers.BatchNormalization) -> list[np.ndarray]:
+    """Return gamma, beta, mean and variance; a layer may have no gamma or beta of its own."""
+    mean, variance = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+    gamma = layer.gamma.numpy() if layer.scale else np.ones_like(mean)
+    beta = layer.beta.numpy() if layer.center else np.zeros_like(mean)
+    return [gamma, beta, mean, variance]
+
+
+def _weights(
+    layer: keras.Layer, batch_norm: keras.layers.BatchNormalization | None
+) -> list[np.ndarray]:
+    """Return the weights of a layer, with the normalization after it, if any, folded in."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return batch_norm_parameters(layer)
+    if not batch_norm:
+        return layer.get_weights()
+    gamma, beta, mean, variance = batch_norm_parameters(batch_norm)
+    scale = gamma / np.sqrt(variance + batch_norm.epsilon)
+    kernel, *bias = layer.get_weights()
+    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)  # (height, width, channels, 1)
+    kernel = kernel * scale.reshape(kernel.shape[-2:] if is_depthwise else -1)
+    return [kernel, (sum(bias) - mean) * scale + beta]

@@ -1,257 +1,249 @@
-"""The feature cache: contents, growth, damaged files, full disks."""
+"""The feature cache: contents, growth, damaged files, full disks, several processes."""
 
+import errno
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 from fashion.backbones import feature_cache
 from fashion.backbones.feature_cache import FeatureCache
-from fashion.backbones.pooling import to_float16
-from fashion.backbones.progress import Progress
+from fashion.datasets.splits import Split
+from fashion.errors import UserError
 
-import keras
 import numpy as np
 import pytest
-from helpers.data import load_sample
-from helpers.scripts import cached_files
+from helpers.scripts import directory_contents
 
-import common
-
-pytestmark = pytest.mark.usefixtures("small_chunks")  # 20 images per file
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
-def build_extractor(*names):
-    """Build an extractor: uint8 (N, 28, 28) → {name: float16 (N, 3)}, with weights by name."""
-    images = keras.Input((28, 28), dtype="uint8")
-    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+class Extractor:
+    """A stand-in for a Keras model; records the number of images of each call.
 
-    def values(name):
-        seed = sum(name.encode())
-        kernel = keras.initializers.GlorotUniform(seed)
-        return to_float16(keras.layers.Dense(3, kernel_initializer=kernel)(flat))
+    A feature is an image's first three pixels times a factor by name.
+    """
 
-    return keras.Model(images, {name: values(name) for name in names})
+    FACTORS = {"one": 1, "two": -2, "three": 3}  # noqa: RUF012
+
+    def __init__(self, *names):
+        self.output = {name: SimpleNamespace(shape=(None, 3)) for name in names}
+        self.steps = []
+
+    def compute(self, images):
+        pixels = images[:, 0, :3].astype("float16")
+        return {name: pixels * self.FACTORS[name] for name in self.output}
+
+    def predict_on_batch(self, images):
+        assert images.flags.c_contiguous
+        self.steps.append(len(images))
+        return self.compute(images)
+
+
+def make_split(size, num_images=110):
+    images = np.random.default_rng(0).integers(0, 256, (num_images, 28, 28), dtype="uint8")
+    zeros = np.zeros(num_images, "int32")
+    return Split(images, zeros[:size], np.arange(num_images)[:size], 10)
+
+
+@pytest.fixture
+def split():
+    """70 of 110 images: 4 files, the last of which contains 10 images that are not selected."""
+    return make_split(70)
 
 
 @pytest.fixture
 def cache(tmp_path):
-    """An empty cache of the features "one" and "two"."""
-    return FeatureCache(tmp_path / "cache", build_extractor("one", "two"))
+    """An empty cache that reads the features "two" and "one"."""
+    return FeatureCache(tmp_path / "cache", Extractor("one", "two"), ("two", "one"))
 
 
-@pytest.fixture
-def data():
-    """70 training, 20 validation and 30 test images: 4, 1 and 2 files, of 140 images."""
-    return load_sample(train_size=70, validation_size=20, test_size=30)
+def wide_cache(cache, *names):
+    """Return a cache in the directory of `cache` whose extractor has one more feature."""
+    return FeatureCache(cache.directory, Extractor("one", "two", "three"), names)
 
 
-@pytest.fixture
-def fill(open_run, data):
-    """Fill a cache with the features of a data set; return the rate."""
-
-    def fill_cache(cache, data=data):
-        progress = Progress("Features", open_run.wandb_run)
-        cache.compute_missing(data.splits.values(), progress)
-        return progress.rate
-
-    return fill_cache
-
-
-def read(cache, split, names):
-    """Read features, concatenated."""
-    return feature_cache.read_views({"": cache}, split, names)
-
-
-def test_cached_features_equal_the_extractors_outputs(fill, cache, data):
-    assert fill(cache) > 0
-    for split in data.splits.values():
-        expected = cache.extractor.predict(split.images, verbose=0)
-        for names in ("one",), ("two", "one"):
-            values = read(cache, split, names)
-            assert values.dtype == np.float16
-            np.testing.assert_array_equal(values, np.hstack([expected[name] for name in names]))
-    assert fill(cache) is None  # nothing is missing
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_features_are_the_outputs_of_the_extractor_for_each_view(
+    flip, is_stored, cache, split, capsys, monkeypatch
+):
+    if not is_stored:
+        cache.directory = None
+    for num_loads in 1, 2:
+        features = cache.load(split, flip)
+        assert features.dtype == np.float16 and features.shape == (70, 1 + flip, 6)
+        for view, images in enumerate([split.images, split.images[:, :, ::-1]][: 1 + flip]):
+            values = cache.extractor.compute(images)
+            np.testing.assert_array_equal(
+                features[:, view], np.hstack([values["two"], values["one"]])
+            )
+        assert cache.extractor.steps == [20] * 4 * (1 + flip) * (1 if is_stored else num_loads)
+        monkeypatch.setattr(feature_cache.files, "staging_dir", None)  # as another user's cache
+    out = capsys.readouterr().out
+    assert f"{80 * (1 + flip)} images, each processed once" in out or not is_stored
+    assert out.count("Features: all cached in ") == is_stored
 
 
-def test_read_views_appends_the_views(fill, cache, data):
-    """The views' features have their own names in common files."""
-    images = keras.Input((28, 28), dtype="uint8")
-    negative = {f"{name}_flipped": -values for name, values in cache.extractor(images).items()}
-    other = feature_cache.FeatureCache(cache.directory, keras.Model(images, negative))
-    fill(cache), fill(other)
-    both = feature_cache.read_views({"": cache, "_flipped": other}, data.train, ("two", "one"))
-    first = read(cache, data.train, ("two", "one"))
-    np.testing.assert_array_equal(both, np.concatenate([first, -first]))
-
-
-def test_files_contain_complete_chunks_and_reading_selects_images(fill, cache, data):
-    fill(cache)
-    assert len(cached_files(cache.directory)) == 4 + 1 + 2
-    with np.load(cache.chunk_path(data.train, 60)) as file:  # 10 of 20 images are selected
-        assert {name: file[name].shape for name in file} == {"one": (20, 3), "two": (20, 3)}
-    chunk = cache.read_chunk(data.train, 60)
-    assert {name: values.shape for name, values in chunk.items()} == {
-        "one": (10, 3),
-        "two": (10, 3),
+def test_files_contain_complete_chunks_in_numpy_format(cache, split):
+    previous = os.umask(0o027)
+    try:
+        cache.load(split, flip=True)
+    finally:
+        os.umask(previous)
+    paths = [path for path in cache.directory.rglob("*") if path.is_file()]
+    starts, names, views = (
+        ("000000", "000020", "000040", "000060"),
+        ("one", "two"),
+        ("", "-flipped"),
+    )
+    assert {path.name for path in paths} == {
+        f"{start}-{name}{view}.npy" for start in starts for name in names for view in views
     }
-    assert read(cache, data.train, ("one",)).shape == (70, 3)
+    (path,) = cache.directory.rglob("000060-one.npy")  # 10 of 20 images are selected
+    np.testing.assert_array_equal(np.load(path), split.all_images[60:80, 0, :3])
+    assert path.parent.name == split.images_sha256[:16]
+    # Shared as the umask permits.
+    assert {path.stat().st_mode & 0o777 for path in paths} == {0o640}
+    assert path.parent.stat().st_mode & 0o777 == 0o750
 
 
-def test_cache_is_reused_for_subsets_and_grows(fill, cache, capsys):
-    fill(cache)
-    before = cached_files(cache.directory)
+def test_cache_is_reused_for_subsets_and_grows(cache, split, capsys):
+    cache.load(split, flip=False)
+    before = directory_contents(cache.directory)
     capsys.readouterr()
-    fill(cache, load_sample(train_size=30, validation_size=20, test_size=10))
-    assert capsys.readouterr().out.endswith(f"\nFeatures: all cached in {cache.directory}\n")
-    assert cached_files(cache.directory) == before
-    fill(cache, load_sample(train_size=90, validation_size=20, test_size=10))
-    assert "20 images, each processed once" in capsys.readouterr().out
-    after = cached_files(cache.directory)
-    assert len(after) == 1 + len(before) and before.items() <= after.items()
-
-
-def test_extraction_adds_features_to_existing_files(fill, cache, data, capsys):
-    """The files do not depend on the order of the extractions."""
-    directory = cache.directory
-    fill(FeatureCache(directory, build_extractor("two", "three")))
-    first = cached_files(directory)
-    capsys.readouterr()
-    fill(FeatureCache(directory, build_extractor("two", "one")))
-    assert "140 images, each processed once" in capsys.readouterr().out
-    both = cached_files(directory)
-    assert both.keys() == first.keys() and not both.items() & first.items()
-    for names in ("two", "three"), ("one",), ("one", "two"):
-        fill(FeatureCache(directory, build_extractor(*names)))
-        assert "Features: all cached in" in capsys.readouterr().out
-    assert cached_files(directory) == both
-    other = FeatureCache(directory.with_name("other"), build_extractor("one", "two", "three"))
-    fill(other)
-    assert cached_files(other.directory) == both
-    # A cache reads only the features of its extractor.
-    assert cache.read_chunk(data.train, 0).keys() == {"one", "two"}
-
-
-def test_nan_features_raise_and_are_not_cached(fill, tmp_path):
-    """As for a network whose activations exceed the range of float16."""
-    images = keras.Input((28, 28), dtype="uint8")
-    largest = keras.ops.max(keras.ops.cast(images, "float32"), axis=(1, 2))
-    infinite = largest[:, None] * float("inf")
-    cache = FeatureCache(tmp_path / "nan", keras.Model(images, {"one": infinite - infinite}))
-    message = "^features are NaN for some images; try --precision float32, or "
-    with pytest.raises(common.UserError, match=message):
-        fill(cache)
-    assert not list(cache.directory.rglob("*.npz"))
-
-
-def test_extraction_resumes_from_partial_cache(fill, cache, data, capsys):
-    fill(cache)
-    complete = cached_files(cache.directory)
-    missing = [cache.chunk_path(data.train, 20), cache.chunk_path(data.test, 0)]
-    for path in missing:
-        path.unlink()
-    # A file that the interrupted run was writing.
-    partial = missing[0].parent / ".incomplete-x" / missing[0].name
-    partial.parent.mkdir()
-    partial.write_bytes(b"half")
-    capsys.readouterr()
-    fill(cache)
-    assert "40 images, each processed once" in capsys.readouterr().out
+    cache.load(make_split(30), flip=False)
+    out = capsys.readouterr().out
+    assert out == f"Features: all cached in {cache.directory} (30 images)\n"
+    assert directory_contents(cache.directory) == before
+    cache.load(make_split(110), flip=False)
+    assert "Features: 30 images, each processed once" in capsys.readouterr().out
+    assert cache.extractor.steps[4:] in ([20, 10], [10, 20])
+    after = directory_contents(cache.directory)
+    assert len(after) == 4 + len(before) and before.items() <= after.items()
+    cache.load(split, flip=True)  # only the flips are missing
+    assert "Features: 80 images, each processed once" in capsys.readouterr().out
+    # An interrupted run may have written a part of a chunk, and left a partial file.
+    complete = directory_contents(cache.directory)
+    (path,) = cache.directory.rglob("000020-one.npy")
+    path.unlink()
+    (partial := path.parent / ".incomplete-x").write_bytes(b"half")
+    cache.load(split, flip=False)
+    assert "Features: 20 images, each processed once" in capsys.readouterr().out
     partial.unlink()
-    assert cached_files(cache.directory) == complete
+    assert directory_contents(cache.directory) == complete
 
 
-def test_files_written_by_another_process_are_not_computed_again(fill, cache, monkeypatch):
-    other = FeatureCache(cache.directory.with_name("other"), cache.extractor)
-    fill(other)
-    complete = cached_files(other.directory)
-    predict, steps = feature_cache.devices.predict_on_replicas, []
-
-    def predict_and_fill(model, batches):
-        steps.append(len(batches))
-        if len(steps) == 2:
-            for path in complete:
-                (cache.directory / path).parent.mkdir(exist_ok=True)
-                (cache.directory / path).write_bytes(complete[path])
-        return predict(model, batches)
-
-    monkeypatch.setattr(feature_cache.devices, "predict_on_replicas", predict_and_fill)
-    fill(cache)
-    assert len(steps) == 2
-    assert cached_files(cache.directory) == complete
+def test_only_missing_features_are_written(cache, split, capsys):
+    cache.load(split, flip=False)
+    before = {path: path.stat().st_ino for path in cache.directory.rglob("*.npy")}
+    wide_cache(cache, "two", "three").load(split, flip=False)
+    after = {path: path.stat().st_ino for path in cache.directory.rglob("*.npy")}
+    assert len(after) == 12 and before.items() <= after.items()
+    # Another feature of the extractor need not exist if it is not read.
+    next(cache.directory.rglob("*-three.npy")).unlink()
+    one = wide_cache(cache, "one")
+    one.load(split, flip=False)
+    assert not one.extractor.steps
 
 
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[150] ^= 1
-    path.write_bytes(content)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_raise_and_are_not_cached(value, cache, split, monkeypatch):
+    monkeypatch.setattr(Extractor, "FACTORS", {"one": value, "two": 1})
+    message = "^features of some images are not finite; try --precision float32 or other --weights"
+    with pytest.raises(UserError, match=message), np.errstate(invalid="ignore"):
+        cache.load(split, flip=False)
+    assert not directory_contents(cache.directory)
 
 
-def remove_an_image(path):
-    with np.load(path) as file:
-        np.savez(path, **{name: file[name][:-1] for name in file})
+def flip_bit(content, index):
+    damaged = bytearray(content)
+    damaged[index] ^= 1
+    return damaged
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, remove_an_image])
-def test_damaged_file_is_recomputed_with_warning(damage, fill, cache, data, capsys):
-    fill(cache)
-    expected, intact = read(cache, data.train, ("one", "two")), cached_files(cache.directory)
-    path = cache.chunk_path(data.train, 20)
-    damage(path)
-    capsys.readouterr()
-    np.testing.assert_array_equal(read(cache, data.train, ("one", "two")), expected)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: flip_bit(content, 150),
+        lambda content: flip_bit(content, -1),  # of the checksum
+        lambda content: content[:-100],
+        lambda content: bytes(len(content)),
+        lambda content: b"",
+        lambda content: content.replace(b"(20, 3)", b"(19, 3)"),
+    ],
+    ids=["bit", "checksum", "truncated", "zeros", "empty", "shape"],
+)
+def test_damaged_file_is_recomputed_with_warning(damage, cache, split, capsys):
+    expected = cache.load(split, flip=False)
+    intact = directory_contents(cache.directory)
+    (path,) = cache.directory.rglob("000020-one.npy")
+    path.write_bytes(damage(path.read_bytes()))
+    assert directory_contents(cache.directory) != intact
+    np.testing.assert_array_equal(cache.load(split, flip=False), expected)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{path} is damaged (") and line.endswith("); recomputing it.")
-    assert cached_files(cache.directory) == intact
+    assert directory_contents(cache.directory) == intact
+    assert len(cache.extractor.steps) == 5
 
 
-def test_damaged_feature_keeps_other_features_of_the_file(fill, cache, data, capsys):
-    one, two = (FeatureCache(cache.directory, build_extractor(name)) for name in ("one", "two"))
-    fill(one), fill(two)
-    intact, path = cached_files(cache.directory), cache.chunk_path(data.train, 20)
-    flip_a_bit(path)  # damages the first feature
-    capsys.readouterr()
-    read(one, data.train, ("one",)), read(two, data.train, ("two",))
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{path} is damaged (")
-    assert cached_files(cache.directory) == intact
+def test_processes_that_start_together_share_the_work(tmp_path):
+    class SlowExtractor(Extractor):
+        def compute(self, images):
+            time.sleep(0.02)
+            return super().compute(images)
+
+    split = make_split(800, 800)  # 40 chunks
+    caches = [FeatureCache(tmp_path / "both", SlowExtractor("one"), ("one",)) for _ in range(2)]
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda cache: cache.load(split, flip=False), caches))
+    assert sum(len(cache.extractor.steps) for cache in caches) < 60
+    alone = FeatureCache(tmp_path / "alone", Extractor("one"), ("one",)).load(split, flip=False)
+    for features in results:
+        np.testing.assert_array_equal(features, alone)
+    assert directory_contents(tmp_path / "both") == directory_contents(tmp_path / "alone")
 
 
-def test_truncated_file_is_recomputed_by_the_extraction(fill, cache, data, capsys):
-    fill(cache)
-    intact = cached_files(cache.directory)
-    path = cache.chunk_path(data.train, 0)
-    path.write_bytes(path.read_bytes()[:-100])
-    capsys.readouterr()
-    fill(cache)
-    assert "20 images, each processed once" in capsys.readouterr().out
-    assert cached_files(cache.directory) == intact
+def test_rate_counts_computed_images_without_the_first_chunk(cache, split, monkeypatch):
+    times = iter([0, 100, 200, 202, 300, 302, 400, 402, 500, 501, 600, 601])
+    clock = SimpleNamespace(perf_counter=lambda: next(times))
+    monkeypatch.setattr(feature_cache, "time", clock)
+    logged = []
+    cache.load(make_split(20), flip=False, log=logged.append)
+    assert cache.images_per_second is None
+    for _ in range(2):  # the second time from files
+        cache.load(split, flip=False, log=logged.append)
+        assert cache.images_per_second == pytest.approx(10)
+    cache.load(make_split(110), flip=False, log=logged.append)
+    assert cache.images_per_second == pytest.approx((60 + 30) / (6 + 2))
+    assert [row["features/images"] for row in logged[:4]] == [20, 40, 60, 80]
+    assert logged[5]["features/images"] == 110
+    assert [row["features/seconds"] for row in logged] == [100, 102, 104, 106, 107, 108]
+    rates = [row.get("features/images_per_second") for row in logged]
+    assert rates[0] is None and rates[1:4] == pytest.approx(3 * [10])
 
 
-def test_too_small_disk_raises_before_extraction(fill, cache, monkeypatch):
-    free = SimpleNamespace(free=1679)  # 140 images · 2 features · 3 float16 values need 1680 bytes
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(
-        common.UserError,
-        match=r"^Features of 140 images need 0 MB, but .* has only 0 MB left; use another --cache",
-    ):
-        fill(cache)
-    assert not cached_files(cache.directory)
-    free.free = 1680
-    assert fill(cache) > 0
-    free.free = 839  # only the missing feature is counted
-    more = FeatureCache(cache.directory, build_extractor("one", "two", "three"))
-    with pytest.raises(common.UserError, match=r"^Features of 140 images need 0 MB"):
-        fill(more)
-    free.free = 840
-    assert fill(more) > 0
+def test_too_small_disk_raises_before_extraction(cache, split, monkeypatch, capsys):
+    free, sizes = 959, []
+
+    def check_disk_space(directory, size):
+        sizes.append(size)
+        if size > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(feature_cache.files, "check_disk_space", check_disk_space)
+    with pytest.raises(UserError, match=r"^--cache-dir: .*No space left on device"):
+        cache.load(split, flip=False)
+    assert "Features: 80 images, each processed once; 0 MB, cached in" in capsys.readouterr().out
+    assert not cache.extractor.steps and not directory_contents(cache.directory)
+    free = 960  # 80 images · 2 features · 3 float16 values
+    cache.load(split, flip=False)
+    wide_cache(cache, "three").load(split, flip=False)
+    assert sizes == [960, 960, 480]  # only the missing feature is counted
 
 
-def test_cache_dir_that_is_a_file_raises(fill, cache):
-    cache.directory.touch()
-    with pytest.raises(common.UserError, match=r"^--cache-dir: "):
-        fill(cache)
-
-
-def test_unwritable_split_directory_raises(fill, cache, data):
+def test_error_of_writing_a_chunk_names_the_option(cache, split):
     cache.directory.mkdir()
-    (cache.directory / data.train.images_sha256[:16]).touch()  # in place of its directory
-    with pytest.raises(common.UserError, match=r"^--cache-dir: "):
-        fill(cache)
+    (cache.directory / split.images_sha256[:16]).touch()
+    with pytest.raises(UserError, match=r"^--cache-dir: "):
+        cache.load(split, flip=False)
