@@ -1,1 +1,1 @@
-"""Fine-tuning: training the last blocks of a backbone together with the head."""
+"""Training of the last blocks of the backbone together with the head."""

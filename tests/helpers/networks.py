@@ -1,26 +1,24 @@
-"""Networks of the tests: small ones, and real architectures with random weights."""
+"""Networks of the tests: a small one, and real architectures with random weights."""
 
-import functools
-
-from fashion.backbones import architectures, feature_cache
+from fashion.backbones import feature_cache
+from fashion.backbones.backbone import ARCHITECTURES, Backbone, load_backbone
 
 import keras
 import numpy as np
 import pytest
 
 
-@functools.cache
-def random_network(name: str, image_size: int) -> keras.Model:
-    """Build a network with random weights and random BatchNormalization statistics."""
-    network = architectures.build_network(name, image_size, "none", seed=0)
+def random_backbone(name: str, image_size: int) -> Backbone:
+    """Build a backbone with random weights and random BatchNormalization statistics."""
+    built = load_backbone(name, image_size, "random", seed=0)
     rng = np.random.default_rng(0)
-    for layer in network.layers:
+    for layer in built.network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             n = layer.beta.shape[0]
             gamma = [rng.uniform(0.5, 1.5, n)] if layer.scale else []
             means = rng.normal(0, 0.3, n), rng.normal(0, 0.3, n)
             layer.set_weights([*gamma, *means, rng.uniform(0.5, 2, n)])
-    return network
+    return built
 
 
 def build_small_resnet(include_top: bool, weights: None, input_shape: tuple) -> keras.Model:
@@ -52,18 +50,17 @@ def build_small_resnet(include_top: bool, weights: None, input_shape: tuple) -> 
     return keras.Model(inputs, x, name="small_resnet")
 
 
-def linear_head(channels: int) -> keras.Model:
-    """Build a head without standardization, which would amplify rounding errors."""
-    inputs = keras.Input((channels,))
-    identity = keras.Sequential([inputs, keras.layers.Identity()], name="standardizer")
-    linear = keras.Sequential([inputs, keras.layers.Dense(10)], name="classifier")
-    return keras.Sequential([identity, linear])
-
-
 def use_small_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `--backbone resnet50` build a small ResNet50."""
-    small = architectures.ARCHITECTURES["resnet50"]._replace(build=build_small_resnet)
-    monkeypatch.setitem(architectures.ARCHITECTURES, "resnet50", small)
+    small = ARCHITECTURES["resnet50"]._replace(
+        build=build_small_resnet,
+        stages={
+            "conv3": "conv3_block1_out",
+            "conv4": "conv4_block1_out",
+            "conv5": "conv5_block3_out",
+        },
+    )
+    monkeypatch.setitem(ARCHITECTURES, "resnet50", small)
 
 
 def use_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
