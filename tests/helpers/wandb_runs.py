@@ -1,6 +1,5 @@
 """Reading of W&B's offline runs."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import wandb
 
 
 class WandbRun(NamedTuple):
@@ -27,21 +27,18 @@ class WandbRun(NamedTuple):
         (run,) = (r["run"] for r in self.records if r["type"] == "run" and "project" in r["run"])
         return run
 
-
-@functools.cache
-def leet_inspect_command() -> list[str] | None:
-    """Return W&B's command that prints a run's file; None if the installed version has none."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect"]
-    done = subprocess.run([*command, "--help"], capture_output=True, timeout=60)
-    return None if done.returncode else command
+    def artifacts(self, kind: str) -> list[dict]:
+        """The logged artifacts of a type."""
+        artifacts = [r["artifact"] for r in self.records if r["type"] == "artifact"]
+        return [artifact for artifact in artifacts if artifact["type"] == kind]
 
 
 def read_wandb_run(directory: Path) -> WandbRun:
     """Read the only W&B run in a directory; skip the test if W&B cannot read it."""
     (run,) = directory.glob("wandb/offline-run-*")
-    if not leet_inspect_command():
+    if tuple(map(int, wandb.__version__.split(".")[:2])) < (0, 31):
         pytest.skip("needs `wandb leet inspect`")
-    command = [*leet_inspect_command(), "--json", str(run)]
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
     summary, records = (
         subprocess.check_output([*command, *options], text=True, cwd=directory)
         for options in (["--summary"], [])

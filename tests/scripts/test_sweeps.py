@@ -1,12 +1,12 @@
 """Sweeps: valid for W&B's sampler, and trials run as by an agent."""
 
 import importlib
-import subprocess
-import sys
+
+from fashion.options import config as option_values
 
 import pytest
 import yaml
-from helpers.scripts import ROOT, SAMPLE, parse_options, process_environment
+from helpers.scripts import ROOT, SAMPLE, parse_options, run_script
 from helpers.wandb_runs import read_wandb_run
 
 import cnn_basic
@@ -16,7 +16,7 @@ import resnet50_fashion
 SMALL = ("--train-size", "20", "--validation-size", "20", "--test-size", "20")
 SWEEPS = {
     "cnn_basic": (cnn_basic, ()),
-    "resnet50_head": (resnet50_fashion, ("--weights", "none", *SMALL)),
+    "resnet50_head": (resnet50_fashion, ("--weights", "random", *SMALL)),
 }
 
 
@@ -33,33 +33,31 @@ def load_sweep(name):
 
 
 def sample_trial(config, sweeps):
-    """Sample a trial's parameters as W&B's server does."""
-    return {name: entry["value"] for name, entry in sweeps.next_run(config, []).config.items()}
+    """Sample parameters as W&B's server does; return them, and the arguments that an agent passes.
+
+    The arguments have the spelling of the YAML file.
+    """
+    trial = {name: entry["value"] for name, entry in sweeps.next_run(config, []).config.items()}
+    return trial, [f"--{parameter}={value}" for parameter, value in trial.items()]
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_sweep_is_valid_and_has_numeric_bounds(name, sweeps):
+def test_sweep_is_valid_and_its_parameters_are_options(name, sweeps):
     from sweeps.config import schema_violations_from_proposed_config
 
+    script, _ = SWEEPS[name]
     config = load_sweep(name)
+    assert config["program"] == f"{script.__name__}.py"
     assert schema_violations_from_proposed_config(config) == []
     assert schema_violations_from_proposed_config(config | {"method": "guess"})
     for entry in config["parameters"].values():
         if "min" in entry:
             assert type(entry["min"]) is type(entry["max"]) is float
             assert entry["min"] < entry["max"]
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_sweep_parameters_are_valid_options(name, sweeps):
-    script, _ = SWEEPS[name]
-    config = load_sweep(name)
-    assert config["program"] == f"{script.__name__}.py"
     for _ in range(10):
-        trial = sample_trial(config, sweeps)
+        trial, argv = sample_trial(config, sweeps)
         assert trial.keys() == config["parameters"].keys()
-        argv = [f"--{parameter}={value}" for parameter, value in trial.items()]
-        options = parse_options(script, *argv).config()
+        options = option_values(parse_options(script, *argv))
         for parameter, value in trial.items():
             parsed = options[parameter]
             assert parsed == (value if isinstance(value, int | float) else type(parsed)(value))
@@ -69,44 +67,31 @@ def test_sweep_parameters_are_valid_options(name, sweeps):
 @pytest.mark.versions
 @pytest.mark.parametrize("name", SWEEPS)
 def test_trial_logs_the_metric_of_the_sweep(name, sweeps, tmp_path):
-    short_argv = SWEEPS[name][1]
     config = load_sweep(name)
     config["parameters"]["epochs"] = {"value": 4}
-    trial = sample_trial(config, sweeps)
-    # As an agent does: parameters in their spelling, the sweep's id in the environment.
-    command = [sys.executable, ROOT / config["program"]]
-    arguments = [f"--{parameter}={value}" for parameter, value in trial.items()]
-    done = subprocess.run(
-        [*command, *arguments, "--data-dir", SAMPLE, *short_argv],
-        cwd=tmp_path,
-        env=process_environment(tmp_path, WANDB_SWEEP_ID="abcd1234", XDG_CACHE_HOME=str(tmp_path)),
-        capture_output=True,
-        text=True,
-    )
+    trial, argv = sample_trial(config, sweeps)
+    argv += ["--data-dir", SAMPLE, *SWEEPS[name][1]]
+    variables = {"WANDB_SWEEP_ID": "abcd1234", "XDG_CACHE_HOME": str(tmp_path)}
+    done = run_script(tmp_path, config["program"], *argv, **variables)
     assert done.returncode == 0, done.stderr
 
     metric = config["metric"]["name"]
     run = read_wandb_run(tmp_path)
-    rows = run.rows
-    logged = [row[metric] for row in rows if metric in row]
-    by_epoch = [row["epoch/val_accuracy"] for row in rows if "epoch/val_accuracy" in row]
+    logged = [row[metric] for row in run.rows if metric in row]
+    by_epoch = [row["epoch/val_accuracy"] for row in run.rows if "epoch/val_accuracy" in row]
     assert logged == [max(by_epoch[: i + 1]) for i in range(len(by_epoch))]
     assert run.summary["summary"][metric] == max(by_epoch)
-    # Trials log no model, since a sweep would upload hundreds.
-    kinds = [r["artifact"]["type"] for r in run.records if r["type"] == "artifact"]
-    assert "dataset" in kinds
-    assert "model" not in kinds
-    keys = {key for row in rows for key in row}
-    assert "test/mistakes.path" in keys and "test/embeddings.path" not in keys
+    # Trials log no model and no neighbors: a sweep would upload hundreds.
+    assert run.artifacts("dataset") and not run.artifacts("model")
+    keys = {key for row in run.rows for key in row}
+    assert "test/mistakes.path" in keys and "test/nearest_neighbors.path" not in keys
 
     # W&B's search uses the metric, and its early termination stops a worse trial.
     def as_run(name, state, values):
+        config = {k: {"value": v} for k, v in trial.items()}
+        history = [{metric: value} for value in values]
         return sweeps.SweepRun(
-            name=name,
-            state=state,
-            config={k: {"value": v} for k, v in trial.items()},
-            summary_metrics={metric: values[-1]},
-            history=[{metric: value} for value in values],
+            name=name, state=state, config=config, summary_metrics=history[-1], history=history
         )
 
     epochs = 2 * config["early_terminate"]["min_iter"]

@@ -1,1 +1,0 @@
-"""Tracking of a run in progress: stages, epochs and the W&B session."""

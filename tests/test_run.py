@@ -1,0 +1,258 @@
+"""A run: its epochs, laps, metadata, W&B run and the offline copy of it."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+
+import fashion
+from fashion import errors, run as fashion_run, wandb_run
+from fashion.errors import UsageError, UserError
+from fashion.options import SharedOptions, config
+from fashion.run import EpochLogger, Run, best_epoch
+
+import keras
+import numpy as np
+import pytest
+from helpers.epochs import make_epoch
+from helpers.wandb_runs import read_wandb_run
+from helpers.wandb_server import Server
+
+LOGS = {"accuracy": 0.5, "loss": 1.0, "val_accuracy": 0.5, "val_loss": 1.0}
+
+
+class Options(SharedOptions):
+    """Options without those of a script."""
+
+    script_name = "cnn_basic"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """An empty home directory, which is the working directory."""
+    environment = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    os.environ |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+class RecordingRun:
+    """A W&B run that records what is logged to it."""
+
+    def __init__(self):
+        self.rows, self.summary = [], {}
+        self.log = self.rows.append
+
+
+def test_epochs_equal_keras_history_and_are_logged(sample):
+    """Also those of a run that is resumed."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((28, 28))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(x))
+    model.compile(
+        optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, 60)),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        steps_per_execution=7,
+    )
+    recorded = RecordingRun()
+    logger = EpochLogger(lambda function: function(recorded), [make_epoch(1, 0.25)])
+    history = model.fit(
+        sample.train.images[:400],
+        sample.train.labels[:400],
+        batch_size=20,
+        validation_data=(sample.validation.images, sample.validation.labels),
+        callbacks=[logger],
+        verbose=0,
+        initial_epoch=1,
+        epochs=4,
+    ).history
+    assert [row.epoch for row in logger.epochs] == [1, 2, 3, 4]
+    trained = logger.epochs[1:]
+    for metric in "accuracy", "loss", "val_accuracy", "val_loss":
+        assert [getattr(row, metric) for row in trained] == history[metric]
+    # The learning rate at the epoch's first step, independent of steps per execution.
+    expected = [1e-2 * (1 + np.cos(np.pi * step / 60)) / 2 for step in (0, 20, 40)]
+    assert [row.learning_rate for row in trained] == pytest.approx(expected, rel=1e-4)
+    assert all(0 < row.seconds < 60 for row in trained)
+
+    for row, sent in zip(trained, recorded.rows, strict=True):
+        best = sent.pop("best/val_accuracy")
+        assert best == max(0.25, *history["val_accuracy"][: row.epoch - 1])
+        assert sent == {f"epoch/{k}": v for k, v in dataclasses.asdict(row).items()}
+    assert recorded.summary["best/epoch"] == best_epoch(logger.epochs).epoch
+
+
+def test_best_is_the_first_epoch_with_highest_validation_accuracy():
+    assert best_epoch([make_epoch(1, 0.5), make_epoch(2, 0.75), make_epoch(3, 0.75)]).epoch == 2
+
+
+def log_epoch(logger, **logs):
+    """Log an epoch as a fit does."""
+    logger.set_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
+    logger.model.compile("adam", "mse")
+    logger.on_epoch_begin(len(logger.epochs))
+    logger.on_epoch_end(len(logger.epochs), LOGS | logs)
+
+
+@pytest.mark.parametrize("name", ["loss", "val_loss"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_loss_raises_and_is_not_logged(name, value):
+    recorded = RecordingRun()
+    logger = EpochLogger(lambda function: function(recorded))
+    log_epoch(logger)
+    message = f"^training diverged: loss is {value} in epoch 2; try a lower --l"
+    with pytest.raises(UserError, match=message):
+        log_epoch(logger, **{name: value})
+    assert len(logger.epochs) == len(recorded.rows) == 1
+
+
+def test_signal_that_python_has_swallowed_ends_training_and_lap(sample, monkeypatch):
+    run = Run(Options(wandb="disabled"), sample)
+    monkeypatch.setattr(errors, "_received_signal", 15)
+    with pytest.raises(SystemExit, match="143"):
+        run.epoch_logger.on_epoch_begin(0)
+    with pytest.raises(SystemExit, match="143"):
+        run.lap("evaluation")
+
+
+def test_laps_are_timed(sample, monkeypatch):
+    run = Run(Options(wandb="disabled"), sample)
+    times = iter([100.0, 101.5, 104.0, 109.0])
+    monkeypatch.setattr(fashion_run.time, "perf_counter", lambda: next(times))
+    for name in "extraction", "training", "extraction", "evaluation":
+        run.lap(name)
+        assert errors.current_lap == name
+    seconds = run.metadata["seconds"]
+    assert list(seconds) == ["imports", "loading", "extraction", "training"]
+    assert (seconds["extraction"], seconds["training"]) == (6.5, 2.5)
+
+
+def test_metadata_contain_options_versions_data_and_weights(sample):
+    options = Options(wandb="disabled", epochs=3)
+    metadata = Run(options, sample, {"source": "imagenet", "sha256": "0"}).metadata
+    assert metadata.pop("seconds") and metadata.pop("versions")["keras"] == keras.__version__
+    assert metadata == {
+        "model": "cnn_basic",
+        "version": fashion.__version__,
+        "config": config(options),
+        "data": sample.metadata(),
+        "weights": {"source": "imagenet", "sha256": "0"},
+    }
+    assert Run(options, sample).metadata["weights"] == {"source": "none"}
+
+
+def test_disabled_run_logs_nothing_and_keeps_the_id_to_resume(sample):
+    with Run(Options(wandb="disabled"), sample, wandb_id="earlier") as run:
+        run.log(lambda wandb_run: pytest.fail("called"))
+        run.log_metrics({"a": 1})
+    assert run.wandb_run is None and run.wandb_id == "earlier" and run.hints() == []
+
+
+EXIT_CODES = {
+    UserError("no"): 1,
+    UsageError("no"): 2,
+    ValueError("a bug"): 1,
+    KeyboardInterrupt(): 130,
+    SystemExit(143): 143,
+    None: 0,
+}
+
+
+@pytest.mark.parametrize("error", EXIT_CODES, ids=repr)
+def test_wandb_run_has_the_exit_code_of_the_error(error, sample, monkeypatch):
+    codes = []
+    monkeypatch.setattr(Run, "finish", lambda run, code: codes.append(code))
+    try:
+        with Run(Options(wandb="disabled"), sample):
+            if error:
+                raise error
+    except BaseException as raised:
+        assert raised is error
+    assert codes == [EXIT_CODES[error]]
+
+
+def test_offline_run_has_group_tag_and_config(sample, home):
+    other = dataclasses.replace(sample, class_names=tuple("abcdefghij"), name="Letters")
+    with Run(Options(wandb="offline", project="mine"), other) as run:
+        run.log_metrics({"features/images": 125})
+    recorded = read_wandb_run(home)
+    assert recorded.started["run_group"] == f"1760-train-images-of-{other.slug}"
+    assert recorded.started["tags"] == [other.slug] and recorded.started["project"] == "mine"
+    for name in "version", "versions", "data", "weights":
+        assert recorded.summary["config"][name] == run.metadata[name]
+    assert [row["features/images"] for row in recorded.rows] == [125]
+    assert run.wandb_id == recorded.started["run_id"]
+
+
+def kill_wandb():
+    children = ["pgrep", "-P", str(os.getpid()), "wandb-core"]
+    for pid in subprocess.check_output(children, text=True).split():
+        os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.fixture
+def dying_server():
+    """A server that an online run uses, to be stopped by the test."""
+    with Server() as server:
+        os.environ |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": 40 * "a"}
+        os.environ |= {"WANDB_FINISH_TIMEOUT": "2"}
+        yield server
+
+
+@pytest.mark.parametrize("mode", ["offline", "auto"])
+def test_run_is_copied_if_process_or_server_of_wandb_fail(mode, sample, home, request, capsys):
+    server = request.getfixturevalue("dying_server") if mode == "auto" else None
+    with Run(Options(wandb=mode), sample, None, "resumed", [make_epoch(1, 0.5)]) as run:
+        assert run.wandb_id == "resumed" and run.wandb_run.offline == (mode == "offline")
+        run.log_metrics({"a": 1})
+        if server:
+            server.die()
+        else:
+            kill_wandb()
+            (directory,) = home.glob("wandb/offline-run-*")
+            directory.rename(home / "killed")
+        log_epoch(run.epoch_logger)
+        run.log_metrics({"a": 2})
+    assert run.wandb_run.offline and run.wandb_run.id != "resumed"
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("W&B failed (Timed out finishing run" if server else "W&B failed (")
+    assert line.endswith("; saving an offline copy of this run.")
+    copy = read_wandb_run(home)
+    assert copy.started["run_id"] == run.wandb_run.id
+    assert copy.summary["config"]["weights"] == {"source": "none"}
+    assert [row["epoch/epoch"] for row in copy.rows if "epoch/epoch" in row] == [1, 2]
+    assert len(copy.artifacts("code")) == len(copy.artifacts("dataset")) == 1
+    assert [row["a"] for row in copy.rows if "a" in row] == [1, 2]
+    assert len(run.hints()) == 2
+
+
+def test_failure_of_the_copy_keeps_the_exit_code(sample, home, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="143"), Run(Options(wandb="offline"), sample):
+        kill_wandb()
+        monkeypatch.setattr(wandb_run, "ROOT", home / "nowhere")
+        raise SystemExit(143)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("W&B failed (")
+    assert second.startswith("W&B: could not save the copy (") and "nowhere" in second
+
+
+def test_sweep_is_not_copied_if_the_server_fails(sample, home, dying_server, capsys):
+    os.environ["WANDB_SWEEP_ID"] = "abcd1234"
+    with Run(Options(wandb="auto"), sample) as run:
+        dying_server.die()
+    assert not list(home.glob("wandb/offline-run-*")) and run.hints() == []
+    assert "the results in the output directory are complete." in capsys.readouterr().out
+
+
+def test_large_results_are_not_sent_to_a_server_that_has_failed(sample, dying_server):
+    called = []
+    run = Run(Options(wandb="online"), sample)
+    dying_server.die()
+    run.log(called.append, upload_seconds=60)  # the server is checked first
+    assert called == []
+    run.finish(1)
+    assert called == [run.wandb_run]  # the copy
