@@ -1,1 +1,0 @@
-"""Numbers about a trained model: metrics, embeddings, neighbors, principal components, t-SNE."""

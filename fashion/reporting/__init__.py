@@ -1,1 +1,0 @@
-"""The results of a run: result files, figures, the HTML report and the W&B dashboard."""

@@ -1,0 +1,116 @@
+"""Comparison of a run with another run on the same test images."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fashion.results.evaluation import Z95, format_interval
+from fashion.run import Run
+
+import numpy as np
+
+HEADER = ("model", "train images", "validation", "test (95% CI)", "time")
+MIN_DISAGREEMENTS = 10  # fewer are too few for the interval of a paired difference
+# Besides local options; the test images are compared by checksum and number.
+IGNORED_OPTIONS = {"seed", "data_dir", "test_size"}
+Metrics = dict[str, Any]  # contents of metrics.json
+
+
+class Comparison(NamedTuple):
+    """A table of runs, and a sentence on their difference or ""."""
+
+    rows: list[list[str]]  # the first row is the header
+    difference: str
+
+
+def compare(run: Run, directory: Path) -> Comparison:
+    """Compare a run with the latest comparable one in its output directory or those next to it.
+
+    That is the latest run on the same test images whose options that affect the result, apart from
+    the seed, differ; one of another script or recipe if there is any, and never a sweep's trial.
+
+    Args:
+        run: Run with complete metadata.
+        directory: Directory with the run's predictions.csv, while `--output-dir` still contains the
+            files of its previous run.
+    """
+    this = _table_row(run.metadata)
+    fields = dataclasses.fields(run.options)
+    ignored = IGNORED_OPTIONS | {field.name for field in fields if field.metadata["local"]}
+    candidates = []
+    for path in run.options.output_dir.resolve().parent.glob("*/metrics.json"):
+        with contextlib.suppress(Exception):  # ignore unreadable files
+            metrics = json.loads(path.read_text())
+            row = _table_row(metrics)
+            if _is_comparable(run.metadata, metrics, ignored):
+                candidates.append((row[0] != this[0], path.stat().st_mtime, path.parent, row))
+    if not candidates:
+        return Comparison([list(HEADER), this], "")
+    has_other_label, _, other_dir, other = max(candidates)
+    if not has_other_label:
+        other[0] += ", other options"
+    difference = _format_difference(directory, other_dir, this[0], other[0])
+    return Comparison([list(HEADER), other, this], difference)
+
+
+def _is_comparable(this: Metrics, other: Metrics, ignored: set[str]) -> bool:
+    this_options, other_options = (
+        {name: value for name, value in metrics["config"].items() if name not in ignored}
+        for metrics in (this, other)
+    )
+    # With the same data, tests of equal size have the same images.
+    has_same_images = all(this["data"][key] == other["data"][key] for key in ("sha256", "test"))
+    return has_same_images and this_options != other_options and not other.get("sweep")
+
+
+def _table_row(metrics: Metrics) -> list[str]:
+    """Return the cells below `HEADER`; the first is like the run's command: script and recipe."""
+    config = metrics["config"]
+    recipe = config.get("recipe", "plain")
+    label = metrics["model"] if recipe == "plain" else f"{metrics['model']} {recipe}"
+    if config.get("fine_tune_blocks") and recipe != "tuned":
+        label += ", fine-tuned"
+    return [
+        label,
+        f"{metrics['data']['train']:,}",
+        f"{metrics['validation']['accuracy']:.1%}",
+        f"{metrics['test']['accuracy']:.1%} ({format_interval(metrics['test']['accuracy_ci95'])})",
+        f"{metrics['seconds']['total']:.0f} s",
+    ]
+
+
+def _load_test_results(directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the test images' indices, int (N,), and whether predictions are correct, bool (N,)."""
+    with open(directory / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = [[row["index"], row["label"], row["predicted"]] for row in csv.DictReader(file)]
+    indices, labels, predicted = np.array(rows, int).T
+    return indices, labels == predicted
+
+
+def _format_difference(directory: Path, other_dir: Path, label: str, other_label: str) -> str:
+    """Describe the paired difference in accuracy, or return "" if there is none to report.
+
+    The interval is the one of the mean of paired differences, which is narrower than the intervals
+    of the two accuracies suggest. It needs images on which exactly one model is right.
+    """
+    indices, correct = _load_test_results(directory)
+    try:
+        other_indices, other_correct = _load_test_results(other_dir)
+    except (OSError, ValueError, KeyError):  # ignore unreadable files
+        return ""
+    if not np.array_equal(indices, other_indices):
+        return ""
+    if np.count_nonzero(correct != other_correct) < MIN_DISAGREEMENTS:
+        return ""
+    differences = 100 * (correct.astype(float) - other_correct)
+    mean = differences.mean()
+    half_width = Z95 * differences.std(ddof=1) / math.sqrt(len(differences))
+    return (
+        f"On the same {len(correct):,} test images, {label} is {abs(mean):.1f} percentage points "
+        f"{'better' if mean >= 0 else 'worse'} than {other_label} (difference, 95% CI: "
+        f"{mean - half_width:+.1f} to {mean + half_width:+.1f})."
+    )

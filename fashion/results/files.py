@@ -1,0 +1,215 @@
+"""The files in a run's output directory."""
+
+import csv
+import dataclasses
+import json
+import shlex
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from fashion import machine, startup
+from fashion.datasets.photos import IMAGE_SIZE
+from fashion.datasets.splits import CLASS_NAMES, Split, validate_class_names
+from fashion.errors import UserError
+from fashion.files import staging_dir
+from fashion.options import SharedOptions
+from fashion.results import dashboard
+from fashion.results.comparison import Comparison, compare
+from fashion.results.evaluation import (
+    Evaluation,
+    Neighbors,
+    Predictions,
+    nearest_neighbors,
+    parameter_counts,
+)
+from fashion.results.figures import FIGURES, NUM_NEIGHBOR_MISTAKES, NUM_NEIGHBORS, save_figures
+from fashion.results.html import render_report
+from fashion.run import Run, best_epoch
+
+import keras
+import wandb
+
+OUTPUT_FILES = (
+    "model.keras",
+    "history.csv",
+    "metrics.json",
+    "predictions.csv",
+    "validation_predictions.csv",
+    "report.html",
+    *FIGURES,
+)
+UPLOAD_BYTES_PER_SECOND = 250_000  # 2 Mbit/s
+
+
+def claim_output_dir(output_dir: Path) -> None:
+    """Create the output directory, and print which files will be overwritten."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        raise UserError(f"--output-dir: {error}; use a directory that you can write to") from None
+    if subdirs := [name for name in OUTPUT_FILES if (output_dir / name).is_dir()]:
+        raise UserError(
+            f"--output-dir: {output_dir / subdirs[0]} is a directory; remove it, or use another "
+            "output directory"
+        )
+    if existing := [name for name in OUTPUT_FILES if (output_dir / name).exists()]:
+        print(f"Existing files in {output_dir} will be overwritten: {', '.join(existing)}")
+
+
+def save_results(
+    run: Run,
+    model: keras.Model,
+    predictions: dict[str, Predictions],
+    evaluations: dict[str, Evaluation],
+) -> Comparison:
+    """Write all output files atomically, and log them to W&B; return what `print_summary` prints.
+
+    Args:
+        run: Run with at least one epoch.
+        model: uint8 (N, 28, 28) images → (N, classes) probabilities.
+        predictions: Predictions of the model by the name of the split.
+        evaluations: Evaluations of the predictions by the name of the split.
+    """
+    run.lap("saving")
+    output_dir = run.options.output_dir
+    mistakes = evaluations["test"].most_confident_errors(NUM_NEIGHBOR_MISTAKES)
+    neighbors = nearest_neighbors(
+        predictions["test"].embeddings[mistakes], predictions["train"].embeddings, NUM_NEIGHBORS
+    )
+    with staging_dir(output_dir) as directory:
+        comparison = _write_files(directory, run, model, evaluations, neighbors)
+        size = sum(path.stat().st_size for path in directory.iterdir())
+
+        def log_results(wandb_run: wandb.Run) -> wandb.Artifact | None:
+            # Trials of a sweep share `output_dir`; the staging directory is gone when an offline
+            # copy is made.
+            source = directory if directory.exists() else output_dir
+            return dashboard.log_results(wandb_run, source, run, evaluations, neighbors)
+
+        try:
+            run.log(log_results, upload_seconds=60 + size // UPLOAD_BYTES_PER_SECOND)
+        except UserError as error:
+            raise UserError(f"{error}; the results in {output_dir} are complete") from None
+        finally:  # keep the results even if W&B fails
+            for name in OUTPUT_FILES:
+                (directory / name).replace(output_dir / name)
+    return comparison
+
+
+def print_summary(run: Run, comparison: Comparison) -> None:
+    """Print the comparison, the output files, and how to view an offline W&B run."""
+    print()
+    widths = [max(map(len, column)) for column in zip(*comparison.rows, strict=True)]
+    for row in comparison.rows:
+        cells = zip(row, "<>><>", widths, strict=True)
+        print("  ".join(f"{cell:{align}{width}}" for cell, align, width in cells))
+    if comparison.difference:
+        print(comparison.difference)
+    print(f"\nSaved in {run.options.output_dir}: {', '.join(OUTPUT_FILES)}")
+    for line in run.hints():
+        print(line)
+
+
+def _write_files(
+    directory: Path,
+    run: Run,
+    model: keras.Model,
+    evaluations: dict[str, Evaluation],
+    neighbors: Neighbors,
+) -> Comparison:
+    """Write all of `OUTPUT_FILES`; return the comparison with another run."""
+    metadata, data, epochs = run.metadata, run.data, run.epoch_logger.epochs
+    save_model(model, directory / "model.keras", data.class_names)
+    with open(directory / "history.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, dataclasses.asdict(epochs[0]))
+        writer.writeheader()
+        writer.writerows(map(dataclasses.asdict, epochs))
+    for prefix, name in ("", "test"), ("validation_", "validation"):
+        path = directory / f"{prefix}predictions.csv"
+        write_predictions(path, data.splits[name], evaluations[name], data.first_label)
+    save_figures(directory, evaluations=evaluations, data=data, epochs=epochs, neighbors=neighbors)
+    # Fine-tuning counts the parameters before it folds the model.
+    metadata.setdefault("parameters", parameter_counts(model))
+    metadata.update({name: evaluation.summary() for name, evaluation in evaluations.items()})
+    metadata["test"] |= {
+        "confusion_matrix": evaluations["test"].confusion_matrix.tolist(),
+        "per_class": evaluations["test"].per_class,
+    }
+    metadata["best_epoch"] = best_epoch(epochs).epoch
+    metadata["sweep"] = run.wandb_run.sweep_id if run.wandb_run else None
+    metadata["memory"] = machine.peak_memory()
+    metadata["seconds"]["total"] = round(time.perf_counter() - startup.START_TIME, 2)
+    (directory / "metrics.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    comparison = compare(run, directory)
+    page = render_report(run, evaluations, comparison, directory)
+    (directory / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+    return comparison
+
+
+def write_predictions(
+    path: Path, split: Split, evaluation: Evaluation, first_label: int = 0
+) -> None:
+    """Write a CSV file with one row per image: index, label, prediction and all probabilities.
+
+    The columns of the probabilities are named after the classes, such as "p(Coat)". The index is
+    the image's position in the data set's file. Image folders add a column with the file name. The
+    first class has the label `first_label`, as in the data set's file.
+    """
+    header = ["index", "label", "predicted", "confidence"]
+    header += [f"p({name})" for name in evaluation.class_names]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, "file"] if split.filenames else header)
+        for i, probabilities in enumerate(evaluation.probabilities.tolist()):
+            row = [split.indices[i], evaluation.labels[i] + first_label]
+            row += [evaluation.predicted[i] + first_label]
+            row += [f"{value:.4g}" for value in (max(probabilities), *probabilities)]
+            writer.writerow([*row, split.image_name(i)] if split.filenames else row)
+
+
+# --------------------------------------------------------------------------------- model files
+
+
+def save_model(model: keras.Model, path: Path, class_names: tuple[str, ...]) -> None:
+    """Save a model and its class names; `keras.saving.load_model` loads the model.
+
+    A .keras file is a zip archive. The class names are its comment, which Keras ignores and `unzip
+    -z` prints. Keras would take a file with the names for an asset, and unpack the complete archive
+    to disk before loading.
+    """
+    model.save(path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = json.dumps({"classes": class_names}).encode()
+
+
+def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, ...]]:
+    """Load the model in `--output-dir` and its class names.
+
+    Returns:
+        The model, uint8 (N, 28, 28) images → (N, classes) probabilities, and the class names, those
+        of Fashion-MNIST if the file contains none.
+    """
+    path = options.output_dir / "model.keras"
+    command = f"python {options.script_name}.py"
+    if options.output_dir != type(options)().output_dir:
+        command += f" --output-dir {shlex.quote(str(options.output_dir))}"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; `{command}` trains a model")
+    try:
+        with zipfile.ZipFile(path) as file:  # before Keras, which prints "not found" if damaged
+            names = json.loads(file.comment)["classes"] if file.comment else CLASS_NAMES
+        class_names = validate_class_names(map(str, names), "its list of classes")
+        model = keras.saving.load_model(path, safe_mode=True)
+        shapes = model.input_shape, model.output_shape
+    except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be loaded: {reason}; if a newer Keras saved it, upgrade "
+            f"Keras, else train another model with `{command}`"
+        ) from None
+    if shapes != ((None, IMAGE_SIZE, IMAGE_SIZE), (None, len(class_names))):
+        raise UserError(f"{path} is not a model of these scripts; `{command}` trains one")
+    return model, class_names

@@ -1,0 +1,59 @@
+"""Made-up predictions for the sample, and a run that saved them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from fashion.results import evaluation, files
+from fashion.results.evaluation import Evaluation, Neighbors, Predictions
+from fashion.run import Run
+
+import keras
+import pytest
+from helpers.results import make_predictions, open_run
+from helpers.wandb_runs import WandbRun, read_wandb_run
+
+
+@pytest.fixture(scope="session")
+def predictions(sample) -> dict[str, Predictions]:
+    return make_predictions(sample, num_errors=90)
+
+
+@pytest.fixture(scope="session")
+def evaluations(predictions, sample) -> dict[str, Evaluation]:
+    return evaluation.evaluate(predictions, sample)
+
+
+@pytest.fixture(scope="session")
+def neighbors(predictions, evaluations) -> Neighbors:
+    mistakes = evaluations["test"].most_confident_errors(12)
+    return evaluation.nearest_neighbors(
+        predictions["test"].embeddings[mistakes], predictions["train"].embeddings, 4
+    )
+
+
+@pytest.fixture(scope="session")
+def model() -> keras.Model:
+    images = keras.Input((28, 28), dtype="uint8", name="images")
+    scaled = keras.layers.Rescaling(1 / 255)(images)
+    frozen = keras.layers.Dense(3, trainable=False)(keras.layers.Flatten()(scaled))
+    return keras.Model(images, keras.layers.Dense(10, activation="softmax")(frozen))
+
+
+class SavedRun(NamedTuple):
+    """A finished run, with an offline W&B run."""
+
+    run: Run
+    directory: Path
+    wandb_dir: Path
+    wandb: WandbRun
+
+
+@pytest.fixture(scope="session")
+def saved_run(tmp_path_factory, sample, predictions, evaluations, model) -> SavedRun:
+    root = tmp_path_factory.mktemp("saved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_DIR", str(root))
+        with open_run(sample, root / "output", "--wandb", "offline", "--project", "mine") as run:
+            files.save_results(run, model, predictions, evaluations)
+    (wandb_dir,) = root.glob("wandb/offline-run-*")
+    return SavedRun(run, root / "output", wandb_dir, read_wandb_run(root))
