@@ -1,13 +1,14 @@
 """`--predict`: predictions for photos, output files, error messages."""
 
 import shutil
-from pathlib import Path
+import subprocess
+import sys
 
-from fashion.cli import predict
+from fashion import predict
 
 import pytest
 from helpers.photos import check_photos, draw_garment, printed_classes, save_image
-from helpers.scripts import SAMPLE, directory_contents, train_in_process
+from helpers.scripts import ROOT, SAMPLE, directory_contents, train_in_process
 from PIL import Image
 
 import cnn_basic
@@ -35,26 +36,34 @@ def test_unusable_files_are_skipped_with_a_message(trained, command_line, tmp_pa
     save_image(directory / "c.png", Image.new("L", (50, 50), "gray"))
     save_image(directory / "d.png", Image.new("1", (10_000, 9_000)))  # 90 million pixels
     (directory / "notes.txt").write_text("ignored")
-    done = command_line(
-        cnn_basic, "--output-dir", trained, "--predict", directory, tmp_path / "absent.jpg"
-    )
+    paths = (directory, tmp_path / "absent.jpg")
+    done = command_line(cnn_basic, "--output-dir", trained, "--predict", *paths)
     assert done.code == 1
     assert list(printed_classes(done.out)) == ["a.png"]
     lines = [line for line in done.err.splitlines() if "skipped:" in line or "error:" in line]
-    assert [line.split(":")[0].rsplit("/", 1)[-1] for line in lines[:-1]] == [
-        *("b.png", "c.png", "d.png", "absent.jpg")
-    ]
+    names = [line.split(":")[0].rsplit("/", 1)[-1] for line in lines[:-1]]
+    assert names == ["b.png", "c.png", "d.png", "absent.jpg"]
     assert lines[-1] == "cnn_basic.py: error: 4 of 5 images were skipped, as listed above"
     assert "Traceback" not in done.err and "notes.txt" not in done.err
 
 
-def test_empty_directory_raises(trained, command_line, tmp_path):
+def test_empty_directory_is_an_error(trained, command_line, tmp_path):
     (tmp_path / "empty").mkdir()
     done = command_line(cnn_basic, "--predict", tmp_path / "empty", "--output-dir", trained)
     assert done.code == 1
-    assert done.err.splitlines()[-1].endswith(
-        "empty contains no image files; give files, or a directory that contains some"
-    )
+    message = "empty contains no image files; give files, or a directory that contains some\n"
+    assert done.err.endswith(message)
+
+
+def test_memory_is_flat_as_only_plotted_images_keep_a_thumbnail(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "MAX_PLOTTED", 2)
+    files = [
+        save_image(tmp_path / f"{i}.png", Image.fromarray(draw_garment()).resize((600, 500)))
+        for i in range(4)
+    ]
+    thumbnails = [user_image.thumbnail for user_image in predict.read_images(files)]
+    assert [image.size for image in thumbnails[:2]] == [(256, 213)] * 2
+    assert thumbnails[2:] == [None, None]
 
 
 def test_predict_keeps_the_runs_files_and_an_error_keeps_existing_ones(
@@ -70,12 +79,34 @@ def test_predict_keeps_the_runs_files_and_an_error_keeps_existing_ones(
     done = command_line(cnn_basic, *argv)
     assert done.code == 1
     (line,) = (line for line in done.err.splitlines() if "error:" in line)
-    assert "could not write user_predictions.csv and user_predictions.png: " in line
+    assert f"--output-dir: cannot write to {tmp_path / 'model'}: " in line
     (tmp_path / "model" / predict.PREDICTIONS_PNG).rmdir()
     assert command_line(cnn_basic, *argv).code == 0
     after = directory_contents(tmp_path / "model")
-    assert after.keys() - before.keys() == {
-        Path(predict.PREDICTIONS_CSV),
-        Path(predict.PREDICTIONS_PNG),
-    }
+    names = {path.name for path in after.keys() - before.keys()}
+    assert names == {predict.PREDICTIONS_CSV, predict.PREDICTIONS_PNG}
     assert before.items() <= after.items()
+
+
+RUN_SCRIPT = """
+import runpy
+import sys
+sys.argv.pop(0)
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(*sys.modules)
+"""
+
+
+def test_predict_does_not_import_scikit_learn(trained, tmp_path):
+    """Keras imports the base classes; the rest takes seconds."""
+    image = save_image(tmp_path / "a.png", Image.fromarray(draw_garment()))
+    argv = [ROOT / "cnn_basic.py", "--output-dir", trained, "--predict", image]
+    command = [sys.executable, "-c", RUN_SCRIPT, *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(printed_classes(done.stdout)) == ["a.png"]
+    modules = done.stdout.splitlines()[-1].split()
+    assert "fashion.results.evaluation" in modules
+    assert not {"sklearn.metrics", "sklearn.neighbors", "sklearn.manifold"} & set(modules)

@@ -1,1 +1,0 @@
-"""The command line: its parser, and actions on a trained model (`--predict`, `--export`)."""
