@@ -1,55 +1,30 @@
-"""Code shared by both scripts: data loading, RGB conversion, batching, W&B setup.
-
-Re-exports what the scripts need from `fashion`: options, errors and `Run`. Importing `fashion`
-configures TensorFlow and Keras.
-"""
+"""Code shared by both scripts: data loading, batching, the command line."""
 
 import math
+import sys
+from collections.abc import Callable
+from typing import NoReturn
 
-from fashion.datasets import fashion_mnist, image_folder
-from fashion.datasets.dataset import ImageDataset, RawDataset, Split, make_splits
-from fashion.errors import UsageError, UserError
-from fashion.options import DataOptions, Options, ResultsOptions, TrainingOptions
-from fashion.tracking.run import PreviousRun, Run
+from fashion import datasets, errors, export, options as opt, predict, wandb_run
+from fashion.datasets import image_folder, splits
+from fashion.datasets.splits import ImageDataset
+from fashion.errors import UserError
+from fashion.options import OptionsT, SharedOptions
+from fashion.results import files
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-__all__ = [
-    "DataOptions",
-    "ImageDataset",
-    "Options",
-    "ResultsOptions",
-    "Run",
-    "Split",
-    "TrainingOptions",
-    "UsageError",
-    "UserError",
-    "early_stopping",
-    "load_fashion_mnist",
-    "load_raw_dataset",
-    "make_dataset",
-    "start_wandb",
-    "to_rgb",
-]
 
-# -------------------------------------------------------------------------------------- data
-
-
-def load_fashion_mnist(options: DataOptions) -> ImageDataset:
+def load_fashion_mnist(options: SharedOptions) -> ImageDataset:
     """Find, verify and split Fashion-MNIST, or load the user's images; print the source.
 
     A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split, the
     same in every run. Options can restrict each split to a class-balanced subset.
-
-    Raises:
-        UserError: If no source works (the message lists each with its reason), or the user's images
-            are too few.
-        UsageError: If a size is larger than its split.
     """
-    raw = load_raw_dataset(options)
-    data = make_splits(raw, options.train_size, options.validation_size, options.test_size)
+    raw = datasets.load_raw_dataset(options.data_dir, options.cache_dir)
+    data = splits.make_splits(raw, options.train_size, options.validation_size, options.test_size)
     print(
         f"Data: {data.train.size:,} training, {data.validation.size:,} validation and "
         f"{data.test.size:,} test images from {data.source}"
@@ -57,46 +32,13 @@ def load_fashion_mnist(options: DataOptions) -> ImageDataset:
     return data
 
 
-def load_raw_dataset(options: DataOptions, download: bool = True) -> RawDataset:
-    """Load the images before they are split, from IDX files or an image folder.
-
-    Raises:
-        UserError: If no source works, without downloads if not `download`.
-    """
-    data_dir = options.data_dir
-    if data_dir and image_folder.is_image_folder(data_dir):
-        return image_folder.load_image_folder(data_dir, options.cache_dir)
-    return fashion_mnist.load_idx_dataset(data_dir, download)
-
-
-# ------------------------------------------------------------------------------------ images
-
-
-def to_rgb(images: keras.KerasTensor, size: int) -> keras.KerasTensor:
-    """Upscale gray images inside a model: uint8 (N, 28, 28) → float32 (N, size, size, 3).
-
-    Interpolation is bilinear with half-pixel centers, as in Pillow and `tf.image`. Values remain
-    in [0, 255] and the gray channel is repeated, as a backbone's `preprocess_input` expects.
-    """
-    gray = keras.layers.Rescaling(1.0, dtype="float32")(images)
-    gray = keras.layers.Reshape((*images.shape[1:], 1), dtype="float32")(gray)
-    resize = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")
-    # Without training=False, Resizing would put all downstream layers (e.g. dropout) in training
-    # mode.
-    gray = resize(gray, training=False)
-    return keras.ops.repeat(gray, 3, axis=-1)
-
-
-# ---------------------------------------------------------------------------------- training
-
-
 def make_dataset(
     inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None
 ) -> tf.data.Dataset:
     """Return a batched dataset, reshuffled each epoch if `seed` is given.
 
-    `fit` does nearly the same with arrays, but copies them, converts float16 to float32, and at the
-    end of each epoch waits for tf.data's autotuning thread, which sleeps 10 ms, 20 ms, …
+    `fit` does nearly the same with arrays, but copies them, converts float16 to float32, and ends
+    each epoch up to a second later, waiting for tf.data's autotuning thread.
     """
 
     def gather(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,27 +76,29 @@ def early_stopping(patience: int) -> keras.callbacks.EarlyStopping:
     )
 
 
-# ---------------------------------------------------------------------------- Weights & Biases
+def require_accuracy(accuracy: float, required: float | None) -> None:
+    """Raise a `UserError` if the validation accuracy is below `--require-accuracy`."""
+    if required and accuracy < required:
+        raise UserError(f"validation accuracy {accuracy:.4f} is below the required {required}")
 
 
-def start_wandb(run: Run, data: ImageDataset, previous: PreviousRun | None = None) -> None:
-    """Open the W&B run, online or offline, that epochs and results are logged to.
+def run_script(
+    main: Callable[[OptionsT], None], options_type: type[OptionsT], description: str | None
+) -> NoReturn:
+    """Parse the command line, call `main` or predict or export instead, and exit the process."""
 
-    Args:
-        run: Run whose options and metadata become the config.
-        data: Data set of the run.
-        previous: Run whose W&B run and epoch history are continued, if any.
-    """
-    wandb_id = previous.wandb_id if previous else None
-    run.start_wandb(
-        data,
-        previous,
-        project=run.options.results.project,
-        # Runs are comparable only if trained on the same images, so group by training set.
-        group=f"{data.train.size}-train-images"
-        + ("" if data.slug == "fashion-mnist" else f"-of-{data.slug}"),
-        job_type="train",
-        tags=[data.slug],
-        id=wandb_id,
-        resume="allow" if wandb_id else None,
-    )
+    def parse_and_run() -> None:
+        options = opt.parse(options_type, description, sys.argv[1:])
+        if options.export:
+            export.export_model(options.export, options)
+        if options.predict:
+            predict.predict_images(options.predict, options)
+        if not (options.export or options.predict):
+            output_dirs = {"--output-dir": options.output_dir, "--cache-dir": options.cache_dir}
+            if not wandb_run.is_disabled(options.wandb):
+                output_dirs["WANDB_DIR"] = wandb_run.wandb_dir()
+            image_folder.check_outputs_outside_data_dir(options.data_dir, output_dirs)
+            files.claim_output_dir(options.output_dir)
+            main(options)
+
+    errors.run_and_exit(parse_and_run)

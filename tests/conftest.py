@@ -1,39 +1,26 @@
 """Fixtures shared by the tests."""
 
-import collections
-import json
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from fashion import environment, errors
-from fashion.backbones import architectures
-from fashion.cli import command_line as script_command_line
+from fashion import errors, machine
+from fashion.backbones.backbone import ARCHITECTURES
 from fashion.datasets import fashion_mnist
-from fashion.tracking.run import Run
+from fashion.datasets.splits import ImageDataset
 
-import filelock
+import keras
 import pytest
 import wandb
 from helpers import forkserver
 from helpers.data import load_sample
-from helpers.forkserver import ForkedScript
-from helpers.networks import random_network, use_small_chunks, use_small_resnet
-from helpers.scripts import (
-    SAMPLE,
-    CommandResult,
-    CompletedRun,
-    Result,
-    parse_options,
-    run_script,
-    train_in_process,
-)
+from helpers.networks import use_small_chunks, use_small_resnet
+from helpers.scripts import CommandResult, Result, run_script, train_in_process
 
-import cnn_basic
 import common
-import resnet50_fashion
 
 # Processes of the tests share a GPU, so none may take all its memory.
 os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
@@ -44,15 +31,10 @@ for name in [name for name in os.environ if name.startswith("WANDB_")]:
 SLOWEST_FILES = (
     "test_export.py",
     "test_online.py",  # waits for servers while others compute
-    "test_fine_tuner.py",
+    "test_training.py",
     "test_faults.py",
     "test_resnet50_fashion.py",
     "test_benchmarks.py",
-    "test_runners.py",
-    "test_devices.py",
-    "test_image_folder.py",
-    "test_freezing.py",
-    "test_checkpoint.py",
 )
 
 
@@ -77,12 +59,11 @@ def end_wandb_session() -> Iterator[None]:
     wandb.teardown()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def keep_pytest_alive_after_exit() -> Iterator[None]:
-    """Make a script that runs in this process raise SystemExit instead of ending the process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(errors, "exit_process", lambda code, immediately=False: sys.exit(code))
-        yield
+@pytest.fixture(autouse=True)
+def restore_precision() -> Iterator[None]:
+    """Restore Keras' dtype policy, which is global."""
+    yield
+    keras.config.set_dtype_policy("float32")
 
 
 # ------------------------------------------------------------------------------------ scripts
@@ -99,12 +80,14 @@ def run_main(tmp_path, monkeypatch) -> Callable[..., Result]:
 def command_line(tmp_path, monkeypatch, capfd) -> Callable[..., CommandResult]:
     """Run a script's command line, from arguments to exit code, in this process."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(errors, "SIGNALS", [])  # no handlers in the process of pytest
+    monkeypatch.setattr(gc, "freeze", lambda: None)
 
     def run(script: ModuleType, *argv: object) -> CommandResult:
         monkeypatch.setattr(sys, "argv", [f"/some/where/{script.__name__}.py", *map(str, argv)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as exit_info:
-            script_command_line.run_script(script.main, script.Options, script.__doc__)
+            common.run_script(script.main, script.Options, script.__doc__)
         return CommandResult(exit_info.value.code, *capfd.readouterr())
 
     return run
@@ -120,14 +103,14 @@ def fork_server() -> None:
 
 
 @pytest.fixture(scope="session")
-def sample() -> common.ImageDataset:
+def sample() -> ImageDataset:
     return load_sample()
 
 
 @pytest.fixture(scope="session")
 def fashion_mnist_dir() -> Path:
     """A directory with the complete data set."""
-    keras_cache = environment.keras_home() / "datasets" / "fashion-mnist"
+    keras_cache = machine.keras_home() / "datasets" / "fashion-mnist"
     for directory in keras_cache, fashion_mnist.DEBIAN_DIR:
         if (directory / "train-images-idx3-ubyte.gz").exists():
             return directory
@@ -139,28 +122,14 @@ def imagenet_weights() -> str:
     """A weights file of an ImageNet-trained ResNet50 without its top."""
     if path := os.environ.get("RESNET50_WEIGHTS"):
         return path
-    url = architectures.ARCHITECTURES["resnet50"].weights_url
-    path = environment.keras_home() / "models" / url.rsplit("/", 1)[1]
-    if not path.exists():
+    filename = ARCHITECTURES["resnet50"].weights_url.rsplit("/", 1)[1]
+    cached = machine.keras_home() / "models" / filename
+    if not cached.exists():
         pytest.skip("needs ImageNet weights: in Keras' cache, or a file named by $RESNET50_WEIGHTS")
-    return str(path)
+    return str(cached)
 
 
-# ----------------------------------------------------------------------------------- networks
-
-
-@pytest.fixture
-def random_backbone(monkeypatch) -> Callable[[str, int, str], architectures.Backbone]:
-    """Build a `Backbone` of `random_network` with a precision."""
-
-    def load_backbone(name: str, image_size: int, precision: str) -> architectures.Backbone:
-        argv = ("--backbone", name, "--image-size", image_size, "--precision", precision)
-        network = random_network(name, image_size)
-        with monkeypatch.context() as patch:
-            patch.setattr(architectures, "build_network", lambda *args: network)
-            return resnet50_fashion.load_backbone(parse_options(resnet50_fashion, *argv))
-
-    return load_backbone
+# --------------------------------------------------------------------------- networks and runs
 
 
 @pytest.fixture
@@ -181,130 +150,26 @@ def shared_cache_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-# --------------------------------------------------------------------------------------- runs
-
-
-@pytest.fixture
-def open_run(tmp_path, sample) -> Iterator[Run]:
-    """A run on the sample without epochs, whose W&B run is disabled."""
-    argv = ("--data-dir", SAMPLE, "--wandb", "disabled", "--output-dir", tmp_path / "output")
-    with Run(parse_options(cnn_basic, *argv)) as run:
-        common.start_wandb(run, sample)
-        yield run
-
-
-OFFLINE_SCRIPTS = {
-    "resnet50_fashion": (
-        *("--train-size", 125, "--validation-size", 125, "--weights", "none", "--image-size", 64),
-    ),
-    "cnn_basic": (),
-}
-
-
-def run_offline(directory: Path) -> None:
-    """Run both scripts like a user without a W&B account, resnet50_fashion (small) first."""
-    argv = ("--data-dir", SAMPLE, "--epochs", 3, "--project", "mine")
-    for script, script_argv in OFFLINE_SCRIPTS.items():
-        output_dir = directory / "outputs" / script
-        process = ForkedScript(
-            *(script, directory / script, *argv, *script_argv),
-            *("--output-dir", output_dir, "--cache-dir", directory / "cache"),
-        )
-        assert process.wait() == 0, process.err
-
-
 @pytest.fixture(scope="session")
-def run_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Fill a directory in one of the workers of pytest-xdist, and return it in all of them."""
+def subset_run(fashion_mnist_dir, imagenet_weights, tmp_path_factory) -> Result:
+    """The quick run of README: a subset of the real data, and real weights."""
+    import fcntl  # not on Windows
+
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-
-    def directory_of(name: str, fill: Callable[[Path], None]) -> Path:
-        directory, is_complete = root / name, root / f"{name}-complete"
-        with filelock.FileLock(root / f"{name}.lock"):
-            if not is_complete.exists():
-                directory.mkdir()
-                fill(directory)
-                is_complete.touch()
-        return directory
-
-    return directory_of
-
-
-@pytest.fixture(scope="session")
-def offline_runs(run_once, fork_server) -> dict[str, CompletedRun]:
-    """Finished processes of both scripts."""
-    directory = run_once("offline-runs", run_offline)
-    return {
-        script: CompletedRun(
-            directory=directory / script,
-            out=(directory / script / "out").read_text(),
-            err=(directory / script / "err").read_text(),
-            result=Result(directory / "outputs" / script),
-        )
-        for script in OFFLINE_SCRIPTS
-    }
-
-
-@pytest.fixture(params=["cnn_basic", "resnet50_fashion"])
-def offline_run(request, offline_runs) -> CompletedRun:
-    """Each of `offline_runs`."""
-    return offline_runs[request.param]
-
-
-@pytest.fixture
-def metrics(offline_run):
-    """metrics.json of an offline run."""
-    return offline_run.result.metrics
-
-
-@pytest.fixture
-def wandb_records(offline_run):
-    """Summary, {history key: value} and artifacts by type of an offline run."""
-    history = {}
-    for row in offline_run.wandb.rows:
-        history |= row
-    artifacts = collections.defaultdict(list)
-    for record in offline_run.wandb.records:
-        if record["type"] == "artifact":
-            artifacts[record["artifact"]["type"]].append(record["artifact"])
-    return offline_run.wandb.summary, history, artifacts
-
-
-@pytest.fixture
-def wandb_run_dir(offline_run):
-    """W&B's directory of an offline run."""
-    (directory,) = offline_run.directory.glob("wandb/offline-run-*")
-    return directory
-
-
-@pytest.fixture
-def wandb_tables(wandb_run_dir, wandb_records):
-    """The rows, as dictionaries, of each table of an offline run."""
-    _, history, _ = wandb_records
-    tables = {}
-    for key, path in history.items():
-        if key.endswith(".path") and path.endswith(".table.json"):
-            table = json.loads((wandb_run_dir / "files" / path).read_text())
-            rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-            tables[key.removesuffix(".path")] = rows
-    return tables
-
-
-@pytest.fixture(scope="session")
-def subset_run(fashion_mnist_dir, imagenet_weights, run_once) -> Result:
-    """The quick run of README: a subset of the real data, and real weights."""
-
-    def run(directory: Path) -> None:
-        sizes = ("--train-size", 5000, "--validation-size", 2000, "--test-size", 2000)
-        done = run_script(
-            directory,
-            "resnet50_fashion.py",
-            *("--data-dir", fashion_mnist_dir, "--weights", imagenet_weights, *sizes),
-            *("--recipe", "fast", "--image-size", 64, "--require-accuracy", 0.905),
-            *("--cache-dir", directory / "cache", "--wandb", "disabled"),
-        )
-        assert done.returncode == 0, done.stderr
-
-    return Result(run_once("subset", run) / "outputs" / "resnet50_fashion")
+        root = root.parent  # shared by all workers
+    output_dir = root / "subset" / "outputs" / "resnet50_fashion"
+    with open(root / "subset.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
+        if not (output_dir / "model.keras").exists():
+            (root / "subset").mkdir()
+            done = run_script(
+                root / "subset",
+                "resnet50_fashion.py",
+                *("--data-dir", fashion_mnist_dir, "--weights", imagenet_weights),
+                *("--train-size", 5000, "--validation-size", 2000, "--test-size", 2000),
+                *("--recipe", "fast", "--image-size", 64, "--require-accuracy", 0.905),
+                *("--cache-dir", "cache", "--wandb", "disabled"),
+            )
+            assert done.returncode == 0, done.stderr
+    return Result(output_dir)

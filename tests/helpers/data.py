@@ -1,22 +1,27 @@
 """Data sets of the tests."""
 
-import hashlib
 from pathlib import Path
+
+from fashion.datasets.fashion_mnist import load_idx_dataset
+from fashion.datasets.splits import ImageDataset, make_splits
 
 import numpy as np
 
-import common
 from helpers.scripts import SAMPLE
 
 
-def load_sample(directory: Path = SAMPLE, **sizes: int) -> common.ImageDataset:
-    """Load the data set in a directory; `train_size=…` etc. restrict its splits."""
-    return common.load_fashion_mnist(common.DataOptions(data_dir=directory, **sizes))
+def load_sample(
+    directory: Path = SAMPLE,
+    train_size: int | None = None,
+    validation_size: int | None = None,
+    test_size: int | None = None,
+) -> ImageDataset:
+    """Load the IDX files in a directory."""
+    return make_splits(load_idx_dataset(directory), train_size, validation_size, test_size)
 
 
-def write_idx(directory: Path, data: common.ImageDataset, classes: range) -> Path:
-    """Write some classes of a data set as IDX files with their checksums, without class names."""
-    checksums = []
+def write_idx(directory: Path, data: ImageDataset, classes: range) -> Path:
+    """Write some classes of a data set as IDX files, without class names."""
     for part, splits in ("train", [data.validation, data.train]), ("t10k", [data.test]):
         images = np.concatenate([split.images for split in splits])
         labels = np.concatenate([split.labels for split in splits])
@@ -26,6 +31,4 @@ def write_idx(directory: Path, data: common.ImageDataset, classes: range) -> Pat
             header = np.array([0x800 + array.ndim, *array.shape], ">u4")
             payload = header.tobytes() + array.tobytes()
             (directory / f"{part}-{kind}-ubyte").write_bytes(payload)
-            checksums.append(f"{hashlib.sha256(payload).hexdigest()}  {part}-{kind}-ubyte\n")
-    (directory / "SHA256SUMS").write_text("".join(checksums))
     return directory

@@ -1,6 +1,6 @@
 """Made-up metrics of epochs."""
 
-from fashion.tracking.history import EpochMetrics
+from fashion.run import EpochMetrics
 
 
 def make_epoch(epoch: int, val_accuracy: float) -> EpochMetrics:

@@ -13,13 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from fashion import errors
-from fashion.cli import command_line
-
 import pytest
 
 # Preloaded in the server: importing it imports TensorFlow, but runs no operation.
 import cnn_basic
+import common
 import resnet50_fashion
 from helpers.networks import use_small_chunks, use_small_resnet
 from helpers.scripts import ROOT, process_environment, skip_figure_layout, skip_figures
@@ -57,10 +55,9 @@ def _run(script, argv, directory, environment, limit, patches):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     for patch in patches:
         patch(pytest.MonkeyPatch())
-    errors.is_main_program = lambda: True  # as if the process was started to run the script
     sys.argv = [f"{script}.py", *map(str, argv)]
     module = importlib.import_module(script)
-    command_line.run_script(module.main, module.Options, module.__doc__)
+    common.run_script(module.main, module.Options, module.__doc__)
 
 
 SMALL = (use_small_resnet, use_small_chunks, skip_figure_layout)
@@ -104,11 +101,11 @@ class ForkedScript:
 
     def wait_for_files(self, num_files):
         """Wait until the cache next to the run contains `num_files` files."""
-        self.wait_until(lambda: len(list(self.directory.glob("cache/*/*/0*.npz"))) >= num_files)
+        self.wait_until(lambda: len(list(self.directory.glob("cache/*/*/0*.npy"))) >= num_files)
 
     def wait_for_epochs(self, num_epochs):
         """Wait until the checkpoint contains `num_epochs` epochs."""
-        self.wait_until(lambda: len(read_state(self.directory)["rows"]) >= num_epochs)
+        self.wait_until(lambda: len(read_state(self.directory)["epochs"]) >= num_epochs)
 
     def send(self, signal_number):
         """Send a signal and wait for the end."""
@@ -128,7 +125,7 @@ class ForkedScript:
 def read_state(directory: Path) -> dict:
     """Read the checkpoint's state of a run in `directory`/output, if there is one."""
     path = directory / "output" / "checkpoint" / "state.json"
-    return json.loads(path.read_text()) if path.exists() else {"rows": []}
+    return json.loads(path.read_text()) if path.exists() else {"epochs": []}
 
 
 def kill_remaining_processes() -> None:

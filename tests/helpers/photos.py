@@ -3,9 +3,9 @@
 import csv
 import re
 
-from fashion.cli import predict
-from fashion.datasets.dataset import CLASS_NAMES
-from fashion.datasets.preprocessing import load_image, preprocess_image
+from fashion import predict
+from fashion.datasets.photos import load_image, preprocess_image
+from fashion.datasets.splits import CLASS_NAMES
 
 import keras
 import numpy as np
@@ -81,9 +81,8 @@ def check_photos(command_line, script, output_dir, photos_dir, test):
     assert [row["file"] for row in rows] == list(map(str, paths))
     inputs = np.stack([preprocess_image(load_image(path)) for path in paths])
     written = [[float(row[f"p({name})"]) for name in CLASS_NAMES] for row in rows]
-    atol = (
-        1e-6 if script is cnn_basic else 0.02
-    )  # in bfloat16, probabilities depend on the batch size
+    # In bfloat16, probabilities depend on the batch size.
+    atol = 1e-6 if script is cnn_basic else 0.02
     np.testing.assert_allclose(written, model.predict(inputs, verbose=0), atol=atol)
     table.unlink()
     figure.unlink()

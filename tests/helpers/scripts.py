@@ -2,29 +2,21 @@
 
 import csv
 import functools
-import io
 import json
 import os
 import subprocess
 import sys
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from fashion.cli import command_line
-from fashion.evaluation import embeddings
-from fashion.options import Options
-from fashion.reporting import plot_style
-from fashion.tracking.run import OUTPUT_FILES
+from fashion.options import SharedOptions, parse
+from fashion.results import figures
+from fashion.results.files import OUTPUT_FILES
 
-import h5py
 import keras
 import pytest
 from matplotlib.figure import Figure
-
-from helpers.wandb_runs import WandbRun, read_wandb_run
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "tests" / "data"
@@ -51,9 +43,9 @@ def run_script(
     )
 
 
-def parse_options(script: ModuleType, *argv: object) -> Options:
+def parse_options(script: ModuleType, *argv: object) -> SharedOptions:
     """Parse a script's command line."""
-    return command_line.parse_options(script.Options, script.__doc__, list(map(str, argv)))
+    return parse(script.Options, script.__doc__, list(map(str, argv)))
 
 
 def directory_contents(directory: Path) -> dict[Path, bytes]:
@@ -89,15 +81,6 @@ class Result:
     def model(self) -> keras.Model:
         return keras.saving.load_model(self.directory / "model.keras", safe_mode=True)
 
-    def optimizer_variables(self) -> list[str]:
-        """Return the paths of the optimizers' variables in the model's file."""
-        with zipfile.ZipFile(self.directory / "model.keras") as archive:
-            content = io.BytesIO(archive.read("model.weights.h5"))
-        paths: list[str] = []
-        with h5py.File(content) as file:
-            file.visit(paths.append)
-        return [path for path in paths if "optimizer" in path]
-
     def deterministic_metrics(self) -> tuple[dict, list[dict]]:
         """Return everything that depends on the seed only."""
         history = [{k: v for k, v in row.items() if k != "seconds"} for row in self.history]
@@ -111,7 +94,7 @@ def train_in_process(script: ModuleType, *argv: object) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         skip_figures(patch)
         script.main(options)
-    return Result(options.results.output_dir)
+    return Result(options.output_dir)
 
 
 def skip_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +104,8 @@ def skip_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def skip_figure_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turn off the layout of figures and most of t-SNE, which take half of a short run's time."""
-    monkeypatch.setitem(plot_style.STYLE, "figure.constrained_layout.use", False)
-    monkeypatch.setattr(embeddings, "MAX_MAP_IMAGES", 20)
+    monkeypatch.setitem(figures.STYLE, "figure.constrained_layout.use", False)
+    monkeypatch.setattr(figures, "MAX_TSNE_IMAGES", 20)
 
 
 class CommandResult(NamedTuple):
@@ -131,17 +114,3 @@ class CommandResult(NamedTuple):
     code: int
     out: str
     err: str
-
-
-@dataclass(frozen=True)
-class CompletedRun:
-    """A finished process of a script, with an offline W&B run."""
-
-    directory: Path  # working directory
-    out: str
-    err: str
-    result: Result
-
-    @functools.cached_property
-    def wandb(self) -> WandbRun:
-        return read_wandb_run(self.directory)

@@ -3,13 +3,9 @@
 import subprocess
 import sys
 
-from fashion import environment
-
 import pytest
 from helpers.data import load_sample
 from helpers.scripts import ROOT, SAMPLE, Result, process_environment
-
-import cnn_basic
 
 
 @pytest.fixture
@@ -53,14 +49,14 @@ def test_baseline_runs_with_special_characters_and_without_programs(home):
 @pytest.mark.slow
 def test_fine_tuning_and_predict_run_with_special_characters(home):
     """Cache, weights files and checkpoints are in directories with such names."""
-    argv = ("--weights", "none", "--image-size", 64, "--epochs", 1, "--wandb", "disabled")
+    argv = ("--weights", "random", "--image-size", 64, "--epochs", 1, "--wandb", "disabled")
     argv = (*argv, "--train-size", 60, "--validation-size", 20, "--test-size", 20)
     argv = (*argv, "--fine-tune-blocks", 1, "--fine-tune-epochs", 1)
     done = run_with_code_page(home, "resnet50_fashion", *argv)
     assert (done.returncode, done.stderr) == (0, "")
     output = home / "outputs" / "resnet50_fashion"
     assert len(Result(output).history) == 2
-    assert list(home.glob("cache/fashion-mnist-features/*/activations-*/*/*.npz"))
+    assert list(home.glob("cache/fashion-mnist-features/*/*/*.npy"))
     image = output / "mistakes.png"
     done = run_with_code_page(home, "resnet50_fashion", "--predict", image)
     assert (done.returncode, done.stderr) == (0, "")
@@ -77,8 +73,30 @@ def test_message_escapes_characters_the_console_lacks(home):
     assert "Zoë Größe & Co (2)" in line and r"\u2192" in line
 
 
-def test_run_without_proc_writes_all_files(run_main, monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "PROC", tmp_path / "proc")
-    metrics = run_main(cnn_basic, "--data-dir", SAMPLE, "--epochs", 1).metrics
-    assert "peak_gb" not in metrics["memory"]
-    assert metrics["versions"]["processor"]
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("-m", "cnn_basic"), ("-OO", ROOT / "cnn_basic.py")])
+def test_other_ways_to_start_a_script(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, *command, "--help"],
+        cwd=tmp_path,
+        env=process_environment(tmp_path, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--hidden-units" in done.stdout and "units in the hidden layer" in done.stdout
+
+
+@pytest.mark.slow
+def test_deleted_working_directory_is_an_error_in_one_line(tmp_path):
+    script = f"mkdir gone; cd gone; rmdir ../gone; exec {sys.executable} {ROOT / 'cnn_basic.py'}"
+    done = subprocess.run(
+        ["sh", "-c", f"{script} --data-dir {SAMPLE} --wandb disabled"],
+        cwd=tmp_path,
+        env=process_environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("cnn_basic.py: error: ") and "No such file or directory" in line
