@@ -1,8 +1,8 @@
-"""Train a small convolutional network from scratch, as a comparison without ImageNet weights.
+"""Train a small convolutional network from scratch, for use without ImageNet weights.
 
 Six convolutions with batch normalization, 577,000 parameters; random flips, shifts and erasing,
-label smoothing, cosine decay, and test-time augmentation by horizontal flips. Images, splits and
-output files are those of the two scripts. `benchmarks/accuracy.py` compares it with their recipes.
+label smoothing, cosine decay, and predictions averaged over horizontal flips. Images, splits and
+output files are those of the two scripts, with which `benchmarks/accuracy.py` compares it.
 """
 
 import sys
@@ -12,12 +12,10 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fashion import devices
-from fashion.backbones.augmentation import add_augmentation, with_flip_tta
-from fashion.cli import command_line
-from fashion.devices import DeviceOptions
-from fashion.evaluation.embeddings import predict_with_embeddings
-from fashion.reporting import results
+from fashion import machine, options as opt
+from fashion.fine_tuning.training import build_augmentation
+from fashion.results import evaluation, files
+from fashion.run import Run
 
 import keras
 import numpy as np
@@ -26,90 +24,88 @@ import common
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(common.Options):
-    """All options of this script."""
+class Options(opt.SharedOptions):
+    """Options of this script."""
 
-    script_name: ClassVar[str] = "small_cnn"
-    training: common.TrainingOptions = common.TrainingOptions(
-        epochs=20, batch_size=128, learning_rate=2e-3
+    script_name: ClassVar[str] = "benchmarks/small_cnn"
+
+    epochs: int = opt.redefine("epochs", default=20)
+    batch_size: int = opt.redefine("batch_size", default=128)
+    learning_rate: float = opt.redefine("learning_rate", default=2e-3, help="peak, of Adam")
+    output_dir: Path = opt.redefine("output_dir", default=Path("outputs/small_cnn"))
+    wandb: str = opt.redefine(
+        "wandb", default="disabled", help="not used", type=opt.choice(["disabled"])
     )
-    results: common.ResultsOptions = common.ResultsOptions(output_dir=Path("outputs/small_cnn"))
-    devices: DeviceOptions = DeviceOptions()
+    precision: str = opt.option(
+        "auto",
+        "precision of the network; auto: the fastest that the hardware supports",
+        opt.choice(("auto", *machine.PRECISIONS)),
+        section="model",
+    )
 
 
-def build_model(num_classes: int, precision: str) -> keras.Model:
+def build_model(num_classes: int) -> keras.Model:
     """Build the network: uint8 (N, 28, 28) → float32 (N, num_classes) probabilities."""
-    dtype = devices.DTYPE_POLICIES[precision]
-    model = keras.Sequential(
-        [
-            keras.Input((28, 28), dtype="uint8", name="images"),
-            keras.layers.Rescaling(1 / 255),
-            keras.layers.Reshape((28, 28, 1)),
-        ],
-        name="small_cnn",
-    )
+    model, layers = keras.Sequential(), keras.layers
+    model.add(keras.Input((28, 28), dtype="uint8", name="images"))
+    model.add(layers.Rescaling(1 / 255, dtype="float32"))
+    model.add(layers.Reshape((28, 28, 1)))
     for i, filters in enumerate((32, 64, 64, 128, 128, 256)):
         if i in (1, 3):
-            model.add(keras.layers.MaxPooling2D(dtype=dtype))
-        model.add(keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, dtype=dtype))
-        model.add(keras.layers.BatchNormalization(momentum=0.9, dtype=dtype))
-        model.add(keras.layers.ReLU(dtype=dtype))
-    model.add(keras.layers.GlobalAveragePooling2D(dtype=dtype))
-    model.add(keras.layers.Dropout(0.2, dtype=dtype))
-    model.add(keras.layers.Dense(num_classes, activation="softmax", dtype="float32"))
+            model.add(layers.MaxPooling2D())
+        model.add(layers.Conv2D(filters, 3, padding="same", use_bias=False))
+        model.add(layers.BatchNormalization(momentum=0.9))
+        model.add(layers.ReLU())
+    model.add(layers.GlobalAveragePooling2D(dtype="float32"))
+    model.add(layers.Dropout(0.2))
+    model.add(layers.Dense(num_classes, activation="softmax", dtype="float32"))
     return model
-
-
-def train(model: keras.Model, run: common.Run) -> None:
-    """Train with Adam and augmentation, and restore the weights of the best epoch."""
-    options, data = run.options.training, run.data
-    train, validation = (
-        (split.images, keras.utils.to_categorical(split.labels, model.output_shape[-1]))
-        for split in (data.train, data.validation)
-    )
-    dataset = common.make_dataset(*train, options.batch_size, options.seed)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        len(dataset) * (options.epochs - 1),
-        warmup_target=options.learning_rate,
-        warmup_steps=len(dataset),
-    )
-    training_model = add_augmentation(model, max_shift=2)
-    training_model.compile(
-        optimizer=keras.optimizers.Adam(schedule),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
-        metrics=["accuracy"],
-    )
-    training_model.fit(
-        dataset,
-        epochs=options.epochs,
-        shuffle=False,  # the dataset is already shuffled
-        validation_data=common.make_dataset(*validation, 1000),
-        callbacks=[run.epoch_logger, common.early_stopping(patience=options.epochs)],
-        verbose=2,
-    )
 
 
 def main(options: Options) -> None:
     """Load the data, train the model, evaluate it and save the results."""
-    devices.configure_gpus(options.devices.gpus)
-    with common.Run(options) as run:
-        with run.stage("data", to_reduce="--train-size"):
-            data = common.load_fashion_mnist(options.data)
-        common.start_wandb(run, data)
-        keras.utils.set_random_seed(options.training.seed)
-        precision = devices.resolve_precision(options.devices.precision)
-        model = build_model(len(data.class_names), precision)
-        with run.stage("training"):
-            train(model, run)
+    machine.configure(options.precision)
+    data = common.load_fashion_mnist(options)
+    with Run(options, data, {"source": "none", "precision": machine.precision()}) as run:
+        run.lap("training")
+        keras.utils.set_random_seed(options.seed)
+        model = build_model(data.num_classes)
+        images = keras.Input((28, 28), dtype="uint8", name="images")
+        trainer = keras.Model(images, model(build_augmentation(max_shift=2)(images)))
+        train, validation = data.train, data.validation
+        batches = common.make_dataset(train.images, train.one_hot, options.batch_size, options.seed)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0,
+            len(batches) * (options.epochs - 1),
+            warmup_target=options.learning_rate,
+            warmup_steps=len(batches),
+        )
+        trainer.compile(
+            optimizer=keras.optimizers.Adam(schedule),
+            loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
+            metrics=["accuracy"],
+        )
+        trainer.fit(
+            batches,
+            epochs=options.epochs,
+            shuffle=False,  # the dataset is already shuffled
+            validation_data=common.make_dataset(validation.images, validation.one_hot, 1000),
+            callbacks=[run.epoch_logger, common.early_stopping(patience=options.epochs)],
+            verbose=2,
+        )
+
+        run.lap("evaluation")
         predictions = {}
-        with run.stage("evaluation", to_reduce="--test-size"):
-            for name, split in data.splits.items():
-                views = np.concatenate([split.images, split.images[:, :, ::-1]])
-                predictions[name] = predict_with_embeddings(model, views, 2, batch_size=500)
-        summary = results.save(run, with_flip_tta(model), predictions)
-    summary.print_and_check_accuracy()
+        for name, split in data.splits.items():
+            views = np.stack([split.images, split.images[:, :, ::-1]], axis=1)
+            predictions[name] = evaluation.predict_views(model, views)
+        evaluations = evaluation.evaluate(predictions, data)
+        averages = (model(images) + model(keras.ops.flip(images, axis=2))) / 2
+        full_model = keras.Model(images, averages, name="small_cnn")
+        comparison = files.save_results(run, full_model, predictions, evaluations)
+    files.print_summary(run, comparison)
+    common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)
 
 
 if __name__ == "__main__":
-    command_line.run_script(main, Options, __doc__)
+    common.run_script(main, Options, __doc__)
