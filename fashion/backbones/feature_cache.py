@@ -129,9 +129,10 @@ class FeatureCache:
             raise UserError(
                 "features of some images are not finite; try --precision float32 or other --weights"
             )
-        for name, path in chunk.paths.items():
-            if name not in stored and (name in self.names or not path.exists()):
-                _write(path, features[name])
+        # Those of `names` last: if they exist, the chunk is complete, also after a kill.
+        for name in sorted(chunk.paths, key=self.names.__contains__):
+            if name not in stored and (name in self.names or not chunk.paths[name].exists()):
+                _write(chunk.paths[name], features[name])
         self._steps.append((len(chunk.images), time.perf_counter() - start_time))
         self._update_rate(log)
         return features

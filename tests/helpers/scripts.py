@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -48,17 +49,17 @@ def parse_options(script: ModuleType, *argv: object) -> SharedOptions:
     return parse(script.Options, script.__doc__, list(map(str, argv)))
 
 
-def directory_contents(directory: Path) -> dict[Path, bytes]:
-    """Return the contents of all files below a directory, by relative path."""
+def directory_contents(directory: Path) -> dict[Path, str]:
+    """Return the SHA-256 of all files below a directory, by relative path."""
     return {
-        path.relative_to(directory): path.read_bytes()
+        path.relative_to(directory): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in directory.rglob("*")
         if path.is_file()
     }
 
 
-def cached_files(directory: Path) -> dict[Path, bytes]:
-    """Return the complete files of a feature cache, without locks and temporary files."""
+def cached_files(directory: Path) -> dict[Path, str]:
+    """Return the SHA-256 of the files of a feature cache, without temporary ones."""
     return {
         path: content
         for path, content in directory_contents(directory).items()
