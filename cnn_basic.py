@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from fashion import machine
 from fashion.options import SharedOptions, option, positive_int, redefine
-from fashion.results import evaluation, files
+from fashion.results import evaluation, output
 from fashion.run import Run
 
 import keras
@@ -44,7 +44,7 @@ def build_model(hidden_units: int, num_classes: int) -> keras.Model:
 
 def main(options: Options) -> None:
     """Load the data, train the model, evaluate it and save the results."""
-    machine.configure("float32")
+    machine.set_precision("float32")
     data = common.load_fashion_mnist(options)
     with Run(options, data) as run:
         run.lap("training")
@@ -71,12 +71,12 @@ def main(options: Options) -> None:
 
         run.lap("evaluation")
         predictions = {
-            name: evaluation.predict_views(model, split.images[:, None])
+            name: evaluation.predict_views(model, split.images[:, None])  # one view
             for name, split in data.splits.items()
         }
         evaluations = evaluation.evaluate(predictions, data)  # accuracy with interval, per class …
-        comparison = files.save_results(run, model, predictions, evaluations)
-    files.print_summary(run, comparison)
+        comparison = output.save_results(run, model, predictions, evaluations)
+    output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)
 
 

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from fashion import datasets, errors, export, options as opt, predict, wandb_run
+from fashion import datasets, errors, export, options as opt, predict, wandb_session
 from fashion.datasets import image_folder, splits
 from fashion.datasets.splits import ImageDataset
 from fashion.errors import UserError
 from fashion.options import OptionsT, SharedOptions
-from fashion.results import files
+from fashion.results import output
 
 import keras
 import numpy as np
@@ -95,10 +95,10 @@ def run_script(
             predict.predict_images(options.predict, options)
         if not (options.export or options.predict):
             output_dirs = {"--output-dir": options.output_dir, "--cache-dir": options.cache_dir}
-            if not wandb_run.is_disabled(options.wandb):
-                output_dirs["WANDB_DIR"] = wandb_run.wandb_dir()
+            if not wandb_session.is_disabled(options.wandb):
+                output_dirs["WANDB_DIR"] = wandb_session.wandb_dir()
             image_folder.check_outputs_outside_data_dir(options.data_dir, output_dirs)
-            files.claim_output_dir(options.output_dir)
+            output.claim_output_dir(options.output_dir)
             main(options)
 
     errors.run_and_exit(parse_and_run)

@@ -17,7 +17,7 @@ from fashion.backbones.folding import copy_network
 from fashion.errors import UsageError
 from fashion.fine_tuning import training as fine_tuning
 from fashion.fine_tuning.checkpoint import load_checkpoint
-from fashion.results import evaluation, files
+from fashion.results import evaluation, output
 from fashion.run import Run
 
 import keras
@@ -76,7 +76,7 @@ class Options(opt.SharedOptions):
     recipe: str = opt.option(
         "plain",
         "named defaults for the other options; plain: conv5 at 224×224; fast: conv3 and conv4 at "
-        "112×112; best: fast, on a finer grid, with flips; tuned: fine-tuned (an hour or more)",
+        "112×112; best: the best frozen one, with flips; tuned: fine-tuned (an hour or more)",
         opt.choice(RECIPES),
         section="recipe (chosen for resnet50)",
         may_change=True,  # the options that it sets may not
@@ -106,7 +106,8 @@ class Options(opt.SharedOptions):
 
     features: str = opt.option(
         "conv5_avg",
-        "pooled outputs of backbone stages: averages, also on a grid (3x3, 4x4), and maxima",
+        "pooled outputs of backbone stages; conv3+conv4: averages of both, and the maximum of "
+        "conv4; with 3x3 or 4x4: conv3 averaged on a grid",
         opt.choice(FEATURE_SETS),
         section="head",
     )
@@ -132,14 +133,14 @@ class Options(opt.SharedOptions):
     fine_tune_epochs: int = opt.option(12, "passes over the training images", opt.positive_int)
     fine_tune_batch_size: int = opt.option(128, "images per training step", opt.positive_int)
     fine_tune_learning_rate: float = opt.option(
-        5e-4, "peak learning rate of AdamW, decayed to 0", opt.positive_float, may_change=True
+        5e-4, "peak learning rate of AdamW, decayed to 0", opt.positive_float
     )
     resume: bool = opt.option(
         False, "continue after the last finished epoch in --output-dir", bool, local=True
     )
 
     def __post_init__(self) -> None:
-        """Raise a `UsageError` if there is nothing to resume."""
+        """Raise a `UsageError` for `--resume` without fine-tuning."""
         if self.resume and not self.fine_tune_blocks:
             raise UsageError("--resume: only fine-tuning can be resumed; give --fine-tune-blocks")
 
@@ -190,8 +191,8 @@ def build_feature_extractor(
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
     It contains a copy of the network with batch normalization folded into the convolutions. Average
-    and maximum of all stages up to the last one in `names` are included: they cost nothing, and
-    another recipe may need them from the cache.
+    and maximum of all stages up to the last one in `names` are included: they take
+    no time, and other `--features` may need them from the cache.
 
     Args:
         backbone: Backbone.
@@ -212,15 +213,14 @@ def build_feature_extractor(
 def build_head(train_features: np.ndarray, num_classes: int, options: Options) -> keras.Model:
     """Build the head: features (N, channels) → float32 (N, num_classes) probabilities.
 
-    It standardizes its input with mean and variance of `train_features`, float16 (N, views,
-    channels).
+    It standardizes with mean and variance of `train_features`, float16 (N, views, channels).
     """
     normalization = keras.layers.Normalization(dtype="float32")
     # 5,000 images are enough for an estimate. In float32, since float16 sums would overflow.
     normalization.adapt(train_features[:5000, 0].astype("float32"))
 
     inputs = keras.Input(train_features.shape[2:], dtype="float32", name="features")
-    # Clipped, since values of a channel that was constant in training exceed the float16 range.
+    # Clipped, since values of a channel of variance 0 in training would exceed the float16 range.
     x = keras.ops.clip(normalization(inputs), -10, 10)
     if options.hidden_units:
         x = keras.layers.Dense(options.hidden_units, activation="relu")(x)
@@ -236,11 +236,45 @@ def build_head(train_features: np.ndarray, num_classes: int, options: Options) -
     return keras.Model(inputs, outputs, name="head")
 
 
+def train_head(
+    head: keras.Model, features: dict[str, np.ndarray], options: Options, run: Run
+) -> None:
+    """Train the head on features, float16 (N, views, channels) by split; restore the best epoch."""
+    _, num_views, num_channels = features["train"].shape
+    batches = common.make_dataset(
+        features["train"].reshape(-1, num_channels),  # each view is an example
+        run.data.train.one_hot.repeat(num_views, axis=0),
+        options.batch_size,
+        options.seed,
+    )
+    num_steps = len(batches) * options.epochs
+    trainer = keras.Model(head.input, head.output)  # keeps the optimizer out of the saved model
+    trainer.compile(
+        optimizer=keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(options.learning_rate, num_steps)
+        ),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
+        metrics=["accuracy"],
+        steps_per_execution=20,  # Python overhead per step would dominate
+    )
+    trainer.fit(
+        batches,
+        epochs=options.epochs,
+        shuffle=False,  # the dataset is already shuffled
+        # Fine-tuning validates without flips; so does this, to make epochs comparable.
+        validation_data=common.make_dataset(
+            features["validation"][:, 0], run.data.validation.one_hot, batch_size=1000
+        ),
+        callbacks=[run.epoch_logger, common.early_stopping(options.patience)],
+        verbose=2,
+    )
+
+
 def build_full_model(
     extractor: keras.Model, names: tuple[str, ...], head: keras.Model, flip: bool
 ) -> keras.Model:
     """Combine extractor and head: uint8 (N, 28, 28) → probabilities, averaged over the views."""
-    # In float32, since LiteRT, a format of --export, cannot concatenate float16 values.
+    # In float32, since LiteRT (--export) cannot concatenate float16 values.
     features = [keras.ops.cast(extractor.output[name], "float32") for name in names]
     predict = keras.Model(extractor.input, head(keras.ops.concatenate(features, axis=1)))
     images = keras.Input((28, 28), dtype="uint8", name="images")
@@ -251,7 +285,7 @@ def build_full_model(
 
 def main(options: Options) -> None:
     """Extract features, train the head, optionally fine-tune, evaluate and save the results."""
-    machine.configure(options.precision)  # dtype policy of Keras
+    machine.set_precision(options.precision)
     data = common.load_fashion_mnist(options)  # splits: train, validation, test
 
     names = FEATURE_SETS[options.features]
@@ -265,46 +299,17 @@ def main(options: Options) -> None:
     with Run(options, data, weights_metadata, checkpoint.wandb_id, checkpoint.epochs) as run:
         # The frozen backbone gives the same features in every run, so they are computed once, and
         # read from disk afterwards: float16 (N, views, channels). The second view is the flip.
+        # The key contains name, image size, precision and a checksum of the weights.
         run.lap("extraction")
-        # `key` contains name, image size, precision and a checksum of the weights.
         cache = FeatureCache(options.cache_dir / backbone.key, extractor, names)
         features = cache.load_splits(data.splits, options.flip, log=run.log_metrics)
         run.metadata["extraction"] = {"images_per_second": cache.images_per_second}
 
         run.lap("training")
-        # Seeded here, so that the head does not depend on whether features were computed or read.
-        keras.utils.set_random_seed(options.seed)
+        keras.utils.set_random_seed(options.seed)  # here, since extraction may have been skipped
         head = build_head(features["train"], data.num_classes, options)
         if not checkpoint.is_started:
-            _, num_views, num_channels = features["train"].shape
-            batches = common.make_dataset(
-                features["train"].reshape(-1, num_channels),  # each view is an example
-                data.train.one_hot.repeat(num_views, axis=0),
-                options.batch_size,
-                options.seed,
-            )
-            num_steps = len(batches) * options.epochs
-            trainer = keras.Model(head.input, head.output)  # keeps Adam out of the saved model
-            trainer.compile(
-                optimizer=keras.optimizers.Adam(
-                    keras.optimizers.schedules.CosineDecay(options.learning_rate, num_steps)
-                ),
-                loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
-                metrics=["accuracy"],
-                steps_per_execution=20,  # Python overhead per step would dominate
-            )
-            trainer.fit(
-                batches,
-                epochs=options.epochs,
-                shuffle=False,  # the dataset is already shuffled
-                # Fine-tuning validates without flips; so does this, to make epochs comparable.
-                validation_data=common.make_dataset(
-                    features["validation"][:, 0], data.validation.one_hot, batch_size=1000
-                ),
-                # Early stopping also restores the weights of the best epoch.
-                callbacks=[run.epoch_logger, common.early_stopping(options.patience)],
-                verbose=2,
-            )
+            train_head(head, features, options, run)
 
         if options.fine_tune_blocks:
             run.lap("fine_tuning")
@@ -335,9 +340,9 @@ def main(options: Options) -> None:
         }
         evaluations = evaluation.evaluate(predictions, data)  # accuracy with 95% CI, per class, …
         model = build_full_model(extractor, names, head, options.flip)
-        comparison = files.save_results(run, model, predictions, evaluations)
+        comparison = output.save_results(run, model, predictions, evaluations)
         checkpoint.mark_finished()
-    files.print_summary(run, comparison)
+    output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)
 
 

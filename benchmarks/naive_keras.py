@@ -98,7 +98,7 @@ def main() -> None:
 
     sizes = {"train_size": options.train_size, "validation_size": options.validation_size}
     data = common.load_fashion_mnist(resnet50_fashion.Options(data_dir=options.data_dir, **sizes))
-    machine.configure(options.precision or ("auto" if options.model == "head" else "float32"))
+    machine.set_precision(options.precision or ("auto" if options.model == "head" else "float32"))
     keras.utils.set_random_seed(0)
     inputs = {}
     if options.model == "resnet50":
@@ -115,7 +115,7 @@ def main() -> None:
         else:
             cache = feature_cache(options.weights, options.cache_dir)
             inputs = {k: load_pooled_features(cache, split) for k, split in data.splits.items()}
-            machine.configure("float32")
+            machine.set_precision("float32")
             model = build_classifier(inputs["train"].shape[1:], 512, 0.5)
         train = {"x": inputs["train"], "y": data.train.labels, "batch_size": BATCH_SIZE}
         validation = inputs["validation"], data.validation.labels

@@ -65,7 +65,7 @@ def main() -> None:
     model = naive_keras.build_pooled_resnet50(options.weights)
     expected = model.predict_on_batch(batches[0])
     if options.runtime == "project":
-        machine.configure(options.precision)
+        machine.set_precision(options.precision)
         cache = naive_keras.feature_cache(options.weights, Path())
     elif options.runtime == "openvino":
         predict = prepare_openvino(model, options.precision)

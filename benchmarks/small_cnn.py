@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fashion import machine, options as opt
 from fashion.fine_tuning.training import build_augmentation
-from fashion.results import evaluation, files
+from fashion.results import evaluation, output
 from fashion.run import Run
 
 import keras
@@ -64,7 +64,7 @@ def build_model(num_classes: int) -> keras.Model:
 
 def main(options: Options) -> None:
     """Load the data, train the model, evaluate it and save the results."""
-    machine.configure(options.precision)
+    machine.set_precision(options.precision)
     data = common.load_fashion_mnist(options)
     with Run(options, data, {"source": "none", "precision": machine.precision()}) as run:
         run.lap("training")
@@ -102,8 +102,8 @@ def main(options: Options) -> None:
         evaluations = evaluation.evaluate(predictions, data)
         averages = (model(images) + model(keras.ops.flip(images, axis=2))) / 2
         full_model = keras.Model(images, averages, name="small_cnn")
-        comparison = files.save_results(run, full_model, predictions, evaluations)
-    files.print_summary(run, comparison)
+        comparison = output.save_results(run, full_model, predictions, evaluations)
+    output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)
 
 

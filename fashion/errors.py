@@ -31,7 +31,6 @@ OPTIONS_TO_REDUCE = {
     "extraction": "--image-size",
     "training": "--batch-size",
     "fine_tuning": "--fine-tune-batch-size, then continue with --resume",
-    "evaluation": "--train-size",
 }
 
 current_lap = ""  # set by `Run.lap`

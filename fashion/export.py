@@ -20,7 +20,7 @@ from fashion.errors import UsageError, UserError
 from fashion.files import check_disk_space, staging_dir
 from fashion.options import SharedOptions
 from fashion.results.evaluation import sample_rows
-from fashion.results.files import load_trained_model
+from fashion.results.output import load_trained_model
 
 import keras
 import numpy as np

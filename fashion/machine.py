@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT_FILES = ("cnn_basic.py", "resnet50_fashion.py", "common.py", "fashion", "requirements.txt")
 
 
-def configure(name: str) -> None:
+def set_precision(name: str) -> None:
     """Set the global dtype policy of Keras, and make operations on a GPU deterministic.
 
     `name` is a key of `PRECISIONS`, or "auto" for the fastest that the hardware supports.

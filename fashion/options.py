@@ -76,7 +76,7 @@ def _project_name(text: str) -> str:
 
 positive_int = _number(_to_int, lambda value: 1 <= value < 2**31, "an integer >= 1")
 non_negative_int = _number(_to_int, lambda value: 0 <= value < 2**31, "an integer >= 0")
-seed = _number(_to_int, lambda value: 0 <= value < 2**32, "an integer from 0 to 4294967295")
+seed_value = _number(_to_int, lambda value: 0 <= value < 2**32, "an integer from 0 to 4294967295")
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number > 0")
 rate = _number(float, lambda value: 0 <= value < 1, "a number >= 0 and < 1")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number > 0 and <= 1")
@@ -102,7 +102,7 @@ def option(
         help: Text of `--help`.
         type: Type of its value; `bool` adds a `--no-…` counterpart.
         section: Title of the section of `--help` that begins with this option, if any.
-        local: Whether it does not affect the results, such as places on this machine.
+        local: Whether it does not affect the results: directories, W&B, actions.
         may_change: Whether it may change on `--resume`, as local options may.
     """
     metadata: dict[str, object] = {"help": help, "type": type, "section": section}
@@ -144,13 +144,13 @@ class SharedOptions:
         default_cache_dir(), "cache for preprocessed images of image folders", directory, local=True
     )
     train_size: int | None = option(None, "train on N images (default: all, 55000)", positive_int)
-    validation_size: int | None = option(None, "validate on N images (default: 5000)", positive_int)
+    validation_size: int | None = option(None, "validate on N (default: all, 5000)", positive_int)
     test_size: int | None = option(None, "test on N images (default: all, 10000)", positive_int)
 
     epochs: int = option(10, "passes over the training images", positive_int, section="training")
     batch_size: int = option(32, "images per training step", positive_int)
     learning_rate: float = option(1e-3, "learning rate of Adam", positive_float)
-    seed: int = option(0, "random seed of initial weights, shuffling and dropout", seed)
+    seed: int = option(0, "random seed of the training", seed_value)
 
     output_dir: Path = option(
         Path("outputs"),
@@ -167,8 +167,8 @@ class SharedOptions:
     )
     wandb: str = option(
         "auto",
-        "mode of Weights & Biases; auto: the mode that W&B is configured for, usually online, or "
-        "offline if there is no API key",
+        "mode of Weights & Biases; auto: as W&B is configured, which is online by default; without "
+        "an API key or a server, runs are offline",
         choice(("auto", "online", "offline", "disabled")),
         local=True,
     )

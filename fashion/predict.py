@@ -13,7 +13,7 @@ from fashion.files import staging_dir
 from fashion.options import SharedOptions
 from fashion.progress import with_progress
 from fashion.results.figures import plot_style, truncate
-from fashion.results.files import load_trained_model
+from fashion.results.output import load_trained_model
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def with_progress(items: Sequence[T], title: str, images_per_item: int = 1) -> Iterator[T]:
-    """Yield the items; print the rate in one line of a terminal, else a line a minute.
+    """Yield the items; on a terminal, update a line with the rate, else print one per minute.
 
     A bar of tqdm or Keras would fill a file with control characters. Loops that take less than a
     second print nothing. `title` says what is done, such as "Features".

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import fashion
-from fashion import errors, machine, startup, wandb_run
+from fashion import errors, machine, startup, wandb_session
 from fashion.datasets.splits import ImageDataset
 from fashion.errors import UserError
 from fashion.options import SharedOptions, config
-from fashion.wandb_run import LogFunction
+from fashion.wandb_session import LogFunction
 
 import keras
 import wandb
@@ -118,8 +118,8 @@ class Run:
         loaded_time = time.perf_counter()
         self.options, self.data = options, data
         versions = machine.environment_info()
-        if not wandb_run.is_disabled(options.wandb):
-            versions = wandb_run.remove_private_versions(versions)
+        if not wandb_session.is_disabled(options.wandb):
+            versions = wandb_session.remove_private_versions(versions)
         self.metadata: dict[str, Any] = {
             "model": options.script_name,
             "version": fashion.__version__,
@@ -135,7 +135,7 @@ class Run:
         self._lap_name, self._lap_start = "", loaded_time
         names = ("version", "versions", "data", "weights")
         self._start_wandb = functools.partial(
-            wandb_run.start,
+            wandb_session.start,
             config=self.metadata["config"] | {name: self.metadata[name] for name in names},
             # Runs are comparable only if trained on the same images, so group by training set.
             group=f"{data.train.size}-train-images"
@@ -147,12 +147,12 @@ class Run:
         self.wandb_id = self.wandb_run.id if self.wandb_run else wandb_id
         self._log_functions: list[LogFunction] = []
         self._wandb_error: Exception | None = None
-        self.log(_define_metrics)
-        self.log(functools.partial(wandb_run.log_code_and_data, options.script_name, data))
+        self.log_with(_define_metrics)
+        self.log_with(functools.partial(wandb_session.log_code_and_data, options.script_name, data))
         # The W&B run to resume has these epochs, but an offline copy would not.
         for end in range(1, len(epochs) + 1):
             self._log_functions.append(functools.partial(_log_epochs, epochs[:end]))
-        self.epoch_logger = EpochLogger(self.log, epochs)
+        self.epoch_logger = EpochLogger(self.log_with, epochs)
 
     def lap(self, name: str) -> None:
         """End the current lap, whose seconds are recorded, and begin another one."""
@@ -164,7 +164,7 @@ class Run:
         self._lap_name, self._lap_start = name, now
         errors.current_lap = name
 
-    def log(self, function: LogFunction, upload_seconds: int = 0) -> None:
+    def log_with(self, function: LogFunction, upload_seconds: int = 0) -> None:
         """Call a function that logs to the W&B run, unless W&B is disabled or has failed.
 
         Args:
@@ -176,19 +176,19 @@ class Run:
             return
         self._log_functions.append(function)
         if not self._wandb_error:
-            self._wandb_error = wandb_run.call(function, self.wandb_run, upload_seconds)
+            self._wandb_error = wandb_session.call(function, self.wandb_run, upload_seconds)
 
     def log_metrics(self, values: dict[str, float]) -> None:
         """Log numbers to the W&B run."""
-        self.log(lambda run: run.log(values))
+        self.log_with(lambda run: run.log(values))
 
     def finish(self, exit_code: int = 0) -> None:
         """Finish the W&B run; if W&B has failed, log everything again to an offline run."""
         if not self.wandb_run:
             return
-        error = wandb_run.call(lambda run: run.finish(exit_code), self.wandb_run)
+        error = wandb_session.call(lambda run: run.finish(exit_code), self.wandb_run)
         if error := self._wandb_error or error:
-            reason = f"W&B failed ({wandb_run.first_line(error)})"
+            reason = f"W&B failed ({wandb_session.first_line(error)})"
             if self.wandb_run.sweep_id:  # W&B allows one run for each trial
                 print(f"{reason}; the results in the output directory are complete.")
                 return
@@ -201,11 +201,11 @@ class Run:
                 for function in (*self._log_functions, lambda run: run.finish(exit_code)):
                     function(self.wandb_run)
             except (UserError, OSError, wandb.Error) as copy_error:
-                print(f"W&B: could not save the copy ({wandb_run.first_line(copy_error)}).")
+                print(f"W&B: could not save the copy ({wandb_session.first_line(copy_error)}).")
 
     def hints(self) -> list[str]:
         """Return lines on how to view an offline W&B run and how to upload it."""
-        return wandb_run.hints(self.wandb_run)
+        return wandb_session.hints(self.wandb_run)
 
     def __enter__(self) -> Self:
         """Return the run."""

@@ -13,7 +13,7 @@ import zipfile
 from fashion import export
 from fashion.datasets.splits import CLASS_NAMES
 from fashion.options import EXPORT_FORMATS
-from fashion.results import files
+from fashion.results import output
 
 import keras
 import numpy as np
@@ -66,7 +66,7 @@ def untrained(tmp_path):
     """An output directory with an untrained model of cnn_basic."""
     directory = tmp_path / "untrained"
     directory.mkdir()
-    files.save_model(cnn_basic.build_model(32, 10), directory / "model.keras", CLASS_NAMES)
+    output.save_model(cnn_basic.build_model(32, 10), directory / "model.keras", CLASS_NAMES)
     return directory
 
 

@@ -43,7 +43,7 @@ def test_precision_by_hardware(flags, gpus, capability, expected, monkeypatch):
     monkeypatch.setattr(config, "get_device_details", lambda gpu: details)
     monkeypatch.setattr(config, "enable_op_determinism", lambda: calls.append(1))
     for name in "auto", *machine.PRECISIONS:
-        machine.configure(name)
+        machine.set_precision(name)
         precision = expected if name == "auto" else name
         assert machine.precision() == precision
         policy = keras.layers.Dense(1).dtype_policy
@@ -54,7 +54,7 @@ def test_precision_by_hardware(flags, gpus, capability, expected, monkeypatch):
 @pytest.mark.parametrize("is_global", [True, False])
 def test_float16_policy_scales_the_loss(is_global):
     """The gradient is 1e-3 · 1e-6; the smallest float16 number is 6e-8."""
-    machine.configure("float16" if is_global else "float32")
+    machine.set_precision("float16" if is_global else "float32")
     dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype="mixed_float16")
     model = keras.Sequential([keras.Input((1,)), dense])
     model.compile(keras.optimizers.SGD(1e9), loss=lambda true, predicted: 1e-6 * predicted)

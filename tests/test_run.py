@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import fashion
-from fashion import errors, run as fashion_run, wandb_run
+from fashion import errors, run as fashion_run, wandb_session
 from fashion.errors import UsageError, UserError
 from fashion.options import SharedOptions, config
 from fashion.run import EpochLogger, Run, best_epoch
@@ -147,7 +147,7 @@ def test_metadata_contain_options_versions_data_and_weights(sample):
 
 def test_disabled_run_logs_nothing_and_keeps_the_id_to_resume(sample):
     with Run(Options(wandb="disabled"), sample, wandb_id="earlier") as run:
-        run.log(lambda wandb_run: pytest.fail("called"))
+        run.log_with(lambda wandb_run: pytest.fail("called"))
         run.log_metrics({"a": 1})
     assert run.wandb_run is None and run.wandb_id == "earlier" and run.hints() == []
 
@@ -233,7 +233,7 @@ def test_run_is_copied_if_process_or_server_of_wandb_fail(mode, sample, home, re
 def test_failure_of_the_copy_keeps_the_exit_code(sample, home, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="143"), Run(Options(wandb="offline"), sample):
         kill_wandb()
-        monkeypatch.setattr(wandb_run, "ROOT", home / "nowhere")
+        monkeypatch.setattr(wandb_session, "ROOT", home / "nowhere")
         raise SystemExit(143)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("W&B failed (")
@@ -252,7 +252,7 @@ def test_large_results_are_not_sent_to_a_server_that_has_failed(sample, dying_se
     called = []
     run = Run(Options(wandb="online"), sample)
     dying_server.die()
-    run.log(called.append, upload_seconds=60)  # the server is checked first
+    run.log_with(called.append, upload_seconds=60)  # the server is checked first
     assert called == []
     run.finish(1)
     assert called == [run.wandb_run]  # the copy

@@ -30,11 +30,11 @@ class Architecture(NamedTuple):
 
     build: Callable[..., keras.Model]
     preprocess_input: Callable  # expects RGB in [0, 255]; identity if the network preprocesses
-    image_size: int  # training resolution
+    image_size: int  # default of keras.applications
     weights_url: str  # download URL, shown in the error message if the download fails
     block_start_pattern: str  # regular expression that matches each block's first layer
     # {stage: layer whose output ends it}. Inverted residual blocks have narrow inputs, which they
-    # first expand: there it is the expanded input of the next block, with six times the channels.
+    # first expand up to six times: there it is the expanded input of the next block.
     stages: dict[str, str]
 
 
@@ -147,7 +147,7 @@ def to_rgb(images: keras.KerasTensor, size: int) -> keras.KerasTensor:
     Interpolation is bilinear with half-pixel centers, as in Pillow and `tf.image`. Values remain
     in [0, 255] and the gray channel is repeated, as `preprocess_input` expects.
     """
-    gray = keras.layers.Rescaling(1.0, dtype="float32")(images)
+    gray = keras.layers.Rescaling(1.0, dtype="float32")(images)  # a cast
     gray = keras.layers.Reshape((*images.shape[1:], 1), dtype="float32")(gray)
     resize = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")
     # Without training=False, Resizing would put all downstream layers (e.g. dropout) in training
@@ -161,7 +161,7 @@ def load_backbone(name: str, image_size: int | None, weights: str, seed: int) ->
 
     Args:
         name: Key of `ARCHITECTURES`.
-        image_size: Height and width of the inputs; None: the training resolution of the network.
+        image_size: Height and width of the inputs; None: the default of the network.
         weights: "imagenet" (downloaded to the Keras cache), "random", or the path of a file.
         seed: Seed of random weights.
     """

@@ -1,7 +1,7 @@
 """Fashion-MNIST, or another data set in the IDX format of MNIST (yann.lecun.com/exdb/mnist).
 
-Fashion-MNIST is recognized by the SHA-256 of its decompressed files. The files of its own sources
-are verified by it before they are used or cached; any other data set can be in `--data-dir`.
+Fashion-MNIST is recognized by the SHA-256 of its decompressed files. Without `--data-dir`, files
+are verified by these checksums before they are used or cached; `--data-dir` takes any data set.
 """
 
 import gzip

@@ -117,7 +117,10 @@ def _find_split_dirs(path: Path) -> dict[str, Path]:
     if "train" in split_dirs and (others_are_splits or len(split_dirs) > 1):
         if others:
             names = ", ".join(others)
-            print(f"WARNING: {path}: ignored, because not a split: {names}", file=sys.stderr)
+            print(
+                f"WARNING: {path}: ignored, since no split with class directories: {names}",
+                file=sys.stderr,
+            )
         return split_dirs
     if others_are_splits:
         raise UserError(f"{path}: create train/ with one subdirectory of training images per class")

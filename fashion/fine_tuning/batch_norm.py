@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-MOMENTUM = 0.9  # default of PyTorch (0.1 there); with 0.99, the Keras default, it takes more steps
+# The default of PyTorch (0.1 there). With 0.99, that of Keras, the moving statistics lag behind.
+MOMENTUM = 0.9
 
 
 class BatchNormalization(keras.layers.BatchNormalization):

@@ -104,11 +104,13 @@ class Checkpoint:
 
 
 def load_checkpoint(options: SharedOptions, data: ImageDataset, backbone: Backbone) -> Checkpoint:
-    """Load the checkpoint that `--resume` continues, or create one, which is not written yet."""
+    """Load the checkpoint that `--resume` continues, or create one, which is not written yet.
+
+    Without `--resume`, the checkpoint of a finished run is deleted.
+    """
     values = config(options)
     fields = dataclasses.fields(options)
     ignored = {field.name for field in fields if field.metadata["may_change"]}
-    ignored.remove("fine_tune_learning_rate")  # must be equal after the end of a run
     compared = {name: value for name, value in values.items() if name not in ignored}
     compared["precision"] = machine.precision()  # the one that "auto" stands for
     compared |= {"data_sha256": data.sha256, "weights_sha256": backbone.weights_sha256}

@@ -93,11 +93,13 @@ def train(
         if checkpoint.is_patience_exhausted(patience):
             model.stop_training = True
 
-    num_epochs, is_exhausted = len(logger.epochs), checkpoint.is_patience_exhausted(patience)
+    num_finished, last_epoch = len(logger.epochs), checkpoint.head_epochs + epochs
+    if checkpoint.is_patience_exhausted(patience):
+        last_epoch = num_finished
     model.fit(
         batches,
-        initial_epoch=num_epochs,
-        epochs=num_epochs if is_exhausted else checkpoint.head_epochs + epochs,
+        initial_epoch=num_finished,
+        epochs=last_epoch,
         shuffle=False,  # `begin_epoch` shuffles
         validation_data=(data.validation.images, data.validation.one_hot),
         validation_batch_size=100,
@@ -167,7 +169,7 @@ class Batches(keras.utils.PyDataset):
         self.order = np.arange(split.size)
 
     def shuffle(self, seed: int, epoch: int) -> None:
-        """Set the order for an epoch, at whose begin Keras has not read ahead yet."""
+        """Set the order of an epoch, in `on_epoch_begin`: Keras has read no batch of it yet."""
         self.order = np.random.default_rng([seed, epoch]).permutation(len(self.order))
 
     def __len__(self) -> int:

@@ -30,8 +30,9 @@ class Comparison(NamedTuple):
 def compare(run: Run, directory: Path) -> Comparison:
     """Compare a run with the latest comparable one in its output directory or those next to it.
 
-    That is the latest run on the same test images whose options that affect the result, apart from
-    the seed, differ; one of another script or recipe if there is any, and never a sweep's trial.
+    Runs are comparable if they have the same test images, and differ in an option that affects the
+    result, other than the seed. Trials of a sweep are left out. Runs of another script or recipe
+    are preferred; among them, the latest one is taken.
 
     Args:
         run: Run with complete metadata.

@@ -119,7 +119,7 @@ def test_split_directories_define_the_splits(image_dir, load, tmp_path, capsys):
     data = load(tmp_path)
     assert sorted(filenames(data.test)) == [f"{name}/0001.png" for name in COUNTS]
     assert count_by_class(data.validation) == [29 // 12, 1, 1]
-    warning = f"WARNING: {tmp_path}: ignored, because not a split: more\n"
+    warning = f"WARNING: {tmp_path}: ignored, since no split with class directories: more\n"
     assert capsys.readouterr().err == warning
     # Only train/: a sixth is held out for testing as well.
     shutil.copytree(tmp_path / "Test", tmp_path / "Train", dirs_exist_ok=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fashion.options import SharedOptions, parse
 from fashion.results import figures
-from fashion.results.files import OUTPUT_FILES
+from fashion.results.output import OUTPUT_FILES
 
 import keras
 import pytest

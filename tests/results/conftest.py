@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from fashion.results import evaluation, files
+from fashion.results import evaluation, output
 from fashion.results.evaluation import Evaluation, Neighbors, Predictions
 from fashion.run import Run
 
@@ -54,6 +54,6 @@ def saved_run(tmp_path_factory, sample, predictions, evaluations, model) -> Save
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DIR", str(root))
         with open_run(sample, root / "output", "--wandb", "offline", "--project", "mine") as run:
-            files.save_results(run, model, predictions, evaluations)
+            output.save_results(run, model, predictions, evaluations)
     (wandb_dir,) = root.glob("wandb/offline-run-*")
     return SavedRun(run, root / "output", wandb_dir, read_wandb_run(root))

@@ -3,7 +3,7 @@
 import io
 
 from fashion.datasets.splits import CLASS_NAMES
-from fashion.results import figures, files
+from fashion.results import figures, output
 from fashion.results.evaluation import Evaluation, evaluate, tsne
 from fashion.results.figures import BLUE, FIGURES, GRAY, ORANGE, plot_style, truncate
 
@@ -166,7 +166,7 @@ def test_plot_neighbors_shows_nearest_training_images_next_to_each_error(
 def test_all_figures_of_few_errors(num_errors, sample, model, tmp_path):
     predictions = make_predictions(sample, num_errors)
     evaluations = evaluate(predictions, sample)
-    files.save_results(open_run(sample, tmp_path), model, predictions, evaluations)
+    output.save_results(open_run(sample, tmp_path), model, predictions, evaluations)
     assert {path.name for path in tmp_path.iterdir()} >= set(FIGURES)
     (axes,) = figures.plot_mistakes(evaluations=evaluations, data=sample).axes
     assert f"The {num_errors} most confident of {num_errors} errors" in axes.get_title()

@@ -5,7 +5,7 @@ import functools
 import re
 
 from fashion.errors import UserError
-from fashion.results.files import OUTPUT_FILES
+from fashion.results.output import OUTPUT_FILES
 
 import numpy as np
 import pytest

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from fashion.datasets.splits import CLASS_NAMES, validate_class_names
 from fashion.errors import UserError
-from fashion.results import files
+from fashion.results import output
 from fashion.results.comparison import HEADER, Comparison
 from fashion.results.evaluation import Evaluation
-from fashion.results.files import OUTPUT_FILES, load_trained_model, save_model
+from fashion.results.output import OUTPUT_FILES, load_trained_model, save_model
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ def read_rows(path):
 
 
 @pytest.fixture
-def output(tmp_path):
+def output_dir(tmp_path):
     return tmp_path / "output"
 
 
@@ -42,31 +42,31 @@ def output(tmp_path):
 def save(model, predictions, evaluations, monkeypatch):
     """Save a run, with empty figures."""
     skip_figures(monkeypatch)
-    return lambda run: files.save_results(run, model, predictions, evaluations)
+    return lambda run: output.save_results(run, model, predictions, evaluations)
 
 
 # ---------------------------------------------------------------------------- output directory
 
 
-def test_claim_output_dir_creates_it_and_prints_what_will_be_overwritten(output, capsys):
-    files.claim_output_dir(output / "below")
-    assert list(output.rglob("*")) == [output / "below"]
+def test_claim_output_dir_creates_it_and_prints_what_will_be_overwritten(output_dir, capsys):
+    output.claim_output_dir(output_dir / "below")
+    assert list(output_dir.rglob("*")) == [output_dir / "below"]
     assert capsys.readouterr().out == ""
     for name in "curves.png", "metrics.json", "unrelated.txt":
-        (output / name).write_text("")
-    files.claim_output_dir(output)
-    expected = f"Existing files in {output} will be overwritten: metrics.json, curves.png\n"
+        (output_dir / name).write_text("")
+    output.claim_output_dir(output_dir)
+    expected = f"Existing files in {output_dir} will be overwritten: metrics.json, curves.png\n"
     assert capsys.readouterr().out == expected
 
 
-def test_directory_that_cannot_be_used_is_an_error(output):
-    output.write_text("a file")
+def test_directory_that_cannot_be_used_is_an_error(output_dir):
+    output_dir.write_text("a file")
     with pytest.raises(UserError, match=r"^--output-dir: .*; use a directory that you can write"):
-        files.claim_output_dir(output)
-    output.unlink()
-    (output / "report.html").mkdir(parents=True)
+        output.claim_output_dir(output_dir)
+    output_dir.unlink()
+    (output_dir / "report.html").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^--output-dir: .*report.html is a directory; remove it"):
-        files.claim_output_dir(output)
+        output.claim_output_dir(output_dir)
 
 
 # --------------------------------------------------------------------------------------- files
@@ -92,7 +92,7 @@ def test_write_predictions_writes_file_names_last_and_labels_of_the_data_set(tmp
     filenames = tuple(f'a "b", c/{i}.png' for i in range(400))
     split = dataclasses.replace(sample.test, filenames=filenames)
     evaluation = Evaluation(np.eye(10)[split.labels], split.labels, sample.class_names)
-    files.write_predictions(path := tmp_path / "x.csv", split, evaluation, first_label=1)
+    output.write_predictions(path := tmp_path / "x.csv", split, evaluation, first_label=1)
     rows = read_rows(path)
     assert list(rows[0])[-1] == "file" and len(rows[0]) == 15
     for row, label, i in zip(rows, split.labels, range(400), strict=True):
@@ -135,64 +135,64 @@ def test_saved_files_have_the_results_of_the_run(saved_run, sample, evaluations,
     for row, expected in zip(history, EPOCHS, strict=True):
         assert {k: float(v) for k, v in row.items()} == dataclasses.asdict(expected)
     images = sample.test.images[:20]
-    saved_model, _ = files.load_trained_model(run.options)
+    saved_model, _ = output.load_trained_model(run.options)
     np.testing.assert_array_equal(saved_model(images), model(images))
 
 
-def test_seconds_of_the_last_lap_and_given_parameter_counts_are_saved(save, sample, output):
-    run = open_run(sample, output)
+def test_seconds_of_the_last_lap_and_given_parameter_counts_are_saved(save, sample, output_dir):
+    run = open_run(sample, output_dir)
     run.metadata["parameters"] = {"trainable": 1, "frozen": 2}  # of fine-tuning
     run.lap("evaluation")
     time.sleep(0.05)
     save(run)
-    metrics = json.loads((output / "metrics.json").read_text())
+    metrics = json.loads((output_dir / "metrics.json").read_text())
     assert metrics["seconds"]["evaluation"] == pytest.approx(0.05, abs=0.04)
     assert metrics["parameters"] == {"trainable": 1, "frozen": 2}
 
 
 @pytest.mark.parametrize("failing", ["save_model", "save_figures", "render_report"])
-def test_full_disk_keeps_existing_files(failing, save, sample, output, monkeypatch):
-    output.mkdir()
+def test_full_disk_keeps_existing_files(failing, save, sample, output_dir, monkeypatch):
+    output_dir.mkdir()
     for name in OUTPUT_FILES:
-        (output / name).write_text("earlier run")
+        (output_dir / name).write_text("earlier run")
 
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, failing, fail)
+    monkeypatch.setattr(output, failing, fail)
     with pytest.raises(UserError, match=r"^--output-dir: .*No space left on device; free disk"):
-        save(open_run(sample, output))
-    assert {path.name for path in output.iterdir()} == set(OUTPUT_FILES)
-    assert {path.read_text() for path in output.iterdir()} == {"earlier run"}
+        save(open_run(sample, output_dir))
+    assert {path.name for path in output_dir.iterdir()} == set(OUTPUT_FILES)
+    assert {path.read_text() for path in output_dir.iterdir()} == {"earlier run"}
 
 
 @pytest.mark.parametrize("error", [UserError("W&B could not write"), KeyboardInterrupt()], ids=str)
-def test_errors_of_wandb_keep_the_results(error, save, sample, output):
+def test_errors_of_wandb_keep_the_results(error, save, sample, output_dir):
     def fail(*args, **kwargs):
         raise error
 
-    run = open_run(sample, output)
+    run = open_run(sample, output_dir)
     run.log = fail
     with pytest.raises(type(error)) as info:
         save(run)
     if isinstance(error, UserError):
-        assert str(info.value) == f"{error}; the results in {output} are complete"
-    assert {path.name for path in output.iterdir()} == set(OUTPUT_FILES)
-    assert json.loads((output / "metrics.json").read_text())["best_epoch"] == 2
+        assert str(info.value) == f"{error}; the results in {output_dir} are complete"
+    assert {path.name for path in output_dir.iterdir()} == set(OUTPUT_FILES)
+    assert json.loads((output_dir / "metrics.json").read_text())["best_epoch"] == 2
 
 
 # ---------------------------------------------------------------------------------- last lines
 
 
-def test_last_lines(sample, output, capsys):
-    run = open_run(sample, output)
+def test_last_lines(sample, output_dir, capsys):
+    run = open_run(sample, output_dir)
     run.hints = lambda: ["how to view it"]
     rows = [
         list(HEADER),
         ["cnn_basic, other options", "50,000", "77.0%", "77.5% (75.0% to 79.0%)", "1234567 s"],
         ["cnn_basic", "1,760", "8.8%", "7.5% (5.0% to 9.0%)", "9 s"],
     ]
-    files.print_summary(run, Comparison(rows, "a difference"))
+    output.print_summary(run, Comparison(rows, "a difference"))
     assert capsys.readouterr().out.splitlines() == [
         "",
         "model                     train images  validation  test (95% CI)                time",
@@ -200,7 +200,7 @@ def test_last_lines(sample, output, capsys):
         "cnn_basic                        1,760        8.8%  7.5% (5.0% to 9.0%)           9 s",
         "a difference",
         "",
-        f"Saved in {output}: {', '.join(OUTPUT_FILES)}",
+        f"Saved in {output_dir}: {', '.join(OUTPUT_FILES)}",
         "how to view it",
     ]
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fashion import wandb_run
+from fashion import wandb_session
 from fashion.errors import UsageError, UserError
 
 import pytest
@@ -40,7 +40,7 @@ def write_settings(directory, line):
 def start(mode="offline", **kwargs):
     """Start a W&B run with defaults."""
     tags = ("fashion-mnist",)
-    return wandb_run.start(mode, group="ours", tags=tags, config={"epochs": 3}, **kwargs)
+    return wandb_session.start(mode, group="ours", tags=tags, config={"epochs": 3}, **kwargs)
 
 
 def start_and_finish(*args, **kwargs):
@@ -102,12 +102,12 @@ def test_settings_of_the_user_win_over_defaults(configure, tmp_path):
 
 
 def test_wandb_dir_is_that_of_wandb(configure, tmp_path):
-    assert wandb_run.wandb_dir() == tmp_path / "wandb"
+    assert wandb_session.wandb_dir() == tmp_path / "wandb"
     (tmp_path / ".wandb").mkdir()  # W&B prefers a hidden directory that exists
     configure()
-    assert wandb_run.wandb_dir() == tmp_path / ".wandb"
+    assert wandb_session.wandb_dir() == tmp_path / ".wandb"
     configure(WANDB_DIR=str(tmp_path / "elsewhere"))
-    assert wandb_run.wandb_dir() == tmp_path / "elsewhere" / "wandb"
+    assert wandb_session.wandb_dir() == tmp_path / "elsewhere" / "wandb"
 
 
 def test_directories_that_cannot_be_written_to_are_replaced(configure, tmp_path, capfd):
@@ -131,10 +131,10 @@ def test_file_name_that_wandb_cannot_record_raises(monkeypatch):
 
 def test_wandb_disabled_holds_unless_another_mode_is_given(configure):
     configure(WANDB_DISABLED="true")
-    assert wandb_run.is_disabled("auto")
-    assert not wandb_run.is_disabled("offline")
+    assert wandb_session.is_disabled("auto")
+    assert not wandb_session.is_disabled("offline")
     configure(WANDB_MODE="offline")
-    assert not wandb_run.is_disabled("auto")
+    assert not wandb_session.is_disabled("auto")
 
 
 def test_wandb_disabled_by_a_settings_file(tmp_path):
@@ -183,12 +183,12 @@ def test_run_of_the_calling_program_stays_open():
 def test_privacy_switches_hold_for_code_commit_and_machine(switch, configure, sample, tmp_path):
     private = {"commit": "c", "platform": "p", "processor": "p", "cores": 2, "gpus": []}
     versions = private | {"keras": "3.15"}
-    assert wandb_run.remove_private_versions(versions) == versions
+    assert wandb_session.remove_private_versions(versions) == versions
     configure(WANDB_X_DISABLE_MACHINE_INFO="true", WANDB_DISABLE_GIT="true", **switch)
     expected = dict.fromkeys(private) | {"keras": "3.15"}
-    assert wandb_run.remove_private_versions(versions) == expected
+    assert wandb_session.remove_private_versions(versions) == expected
     run = start()
-    wandb_run.log_code_and_data("cnn_basic", sample, run)
+    wandb_session.log_code_and_data("cnn_basic", sample, run)
     run.finish()
     recorded = read_wandb_run(tmp_path)
     assert not recorded.artifacts("code") and len(recorded.artifacts("dataset")) == 1
@@ -201,16 +201,17 @@ def test_call_returns_failures_of_wandb_and_raises_others(sample, tmp_path):
     def fail(error, run):
         raise error
 
-    assert wandb_run.call(lambda run: run.log({"a": 1}), run, upload_seconds=9) is None
+    assert wandb_session.call(lambda run: run.log({"a": 1}), run, upload_seconds=9) is None
     for error in wandb.Error("no"), ConnectionResetError("gone"), TimeoutError("late"):
-        assert wandb_run.call(functools.partial(fail, error), run) is error
+        assert wandb_session.call(functools.partial(fail, error), run) is error
     with pytest.raises(KeyError):
-        wandb_run.call(functools.partial(fail, KeyError("bug")), run)
+        wandb_session.call(functools.partial(fail, KeyError("bug")), run)
     (tmp_path / "nowhere").touch()
     os.environ["WANDB_DATA_DIR"] = str(tmp_path / "nowhere" / "data")
     message = r"^W&B could not write its files: .*nowhere.* \(WANDB_DIR sets the directory\)$"
     with pytest.raises(UserError, match=message):
-        wandb_run.call(functools.partial(wandb_run.log_code_and_data, "cnn_basic", sample), run)
+        log = functools.partial(wandb_session.log_code_and_data, "cnn_basic", sample)
+        wandb_session.call(log, run)
     run.finish()
 
 
@@ -223,7 +224,7 @@ def test_hints_name_each_directory_of_a_resumed_run_in_order(configure, tmp_path
     run = start_and_finish(run_id="resumed")
     start_and_finish(run_id="another")
     paths = [os.path.relpath(path) for path in (earlier, Path(run.dir).parent)]
-    lines = wandb_run.hints(run)
+    lines = wandb_session.hints(run)
     view, upload = [shlex.split(line.split(" wandb ")[1]) for line in lines]
     assert view == ["leet", paths[-1]] and upload == ["sync", *paths]
     assert {line.index(" wandb ") for line in lines} == {lines[0].index(" wandb ")}

@@ -90,7 +90,7 @@ def save_results(
             return dashboard.log_results(wandb_run, source, run, evaluations, neighbors)
 
         try:
-            run.log(log_results, upload_seconds=60 + size // UPLOAD_BYTES_PER_SECOND)
+            run.log_with(log_results, upload_seconds=60 + size // UPLOAD_BYTES_PER_SECOND)
         except UserError as error:
             raise UserError(f"{error}; the results in {output_dir} are complete") from None
         finally:  # keep the results even if W&B fails

@@ -34,7 +34,7 @@ DEFAULTS: dict[str, object] = {
     "finish_timeout": 15,
     "finish_timeout_raises": True,
 }
-# Seconds in which `wandb.Api()` checks the API key and the server (with its attempts, 8 s).
+# Timeout in seconds of a request that checks API key and server; with retries, the check takes 8 s.
 SERVER_TIMEOUT = 5
 # After these errors, a run continues without W&B. If the process of W&B was killed, for example for
 # lack of memory, each call raises a `ConnectionError`.
