@@ -150,6 +150,7 @@ def test_each_backbone_can_be_fine_tuned(name, data, tmp_path, monkeypatch):
     check_folded_model(backbone, tuned, names, data)
 
 
+@pytest.mark.slow
 def test_options_take_effect(finished, data, tmp_path):
     other_rate = ("--fine-tune-learning-rate", 3e-4, "--fine-tune-blocks", 1)
     small_batches = ("--fine-tune-batch-size", 3, "--fine-tune-epochs", 2, "--seed", 1)
@@ -210,7 +211,8 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 
 # The divergence shows within the epoch, or after its only step.
-@pytest.mark.parametrize("batch_size", [20, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [20, 60])
 def test_nan_loss_raises_and_keeps_the_last_finite_epoch(batch_size, data, tmp_path):
     argv = ("--fine-tune-batch-size", batch_size)
     hint = "continue with --resume and a lower --fine-tune-learning-rate"
@@ -220,6 +222,7 @@ def test_nan_loss_raises_and_keeps_the_last_finite_epoch(batch_size, data, tmp_p
     assert np.isfinite([x.loss for x in result.epochs]).all() and len(result.epochs) == 5
 
 
+@pytest.mark.slow
 def test_early_stopping_may_restore_an_epoch_of_head_training(data, tmp_path, monkeypatch):
     end = EpochLogger.on_epoch_end
 

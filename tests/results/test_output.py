@@ -172,7 +172,7 @@ def test_errors_of_wandb_keep_the_results(error, save, sample, output_dir):
         raise error
 
     run = open_run(sample, output_dir)
-    run.log = fail
+    run.log_with = fail
     with pytest.raises(type(error)) as info:
         save(run)
     if isinstance(error, UserError):

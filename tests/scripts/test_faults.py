@@ -223,7 +223,7 @@ def test_signal_to_a_process_group(signal_number, tmp_path):
     os.killpg(process.pid, signal_number)
     _, err = process.communicate(timeout=300)
     code, word = EXITS[signal_number]
-    assert (process.returncode, err) == (code, f"cnn_basic.py: {word}\n")
+    assert (process.returncode, err) == (code, f"\ncnn_basic.py: {word}\n")
     assert not list((tmp_path / "outputs" / "cnn_basic").iterdir())
     assert check_closed(tmp_path, code).summary["summary"]["epoch/epoch"] >= 3
 

@@ -370,7 +370,7 @@ def test_precision_of_a_script_does_not_affect_the_next_one(run, run_main, tmp_p
     assert {layer.compute_dtype for layer in after.model.layers} == {"float32"}
 
 
-@pytest.mark.any_version
+@pytest.mark.slow
 def test_images_too_large_for_the_memory_are_an_error_in_one_line(
     command_line, small_resnet, tmp_path
 ):
