@@ -73,7 +73,7 @@ VALUES = {
     "--project": (["my-project_2"], ["", "a/b", "a\\b", "a#b", "a?b", "a%b", "a:b"]),
     "--wandb": (["auto", "online", "offline", "disabled"], ["maybe", ""]),
     "--hidden-units": (["0", "512"], ["-1", "x"]),
-    "--backbone": (["resnet50", "mobilenetv2"], ["vgg16", "convnexttiny", ""]),
+    "--backbone": (["resnet50", "mobilenetv2"], ["vgg16", ""]),
     "--features": (resnet50_fashion.FEATURE_SETS, ["conv6", ""]),
     "--recipe": (["plain"], ["slow", ""]),
     "--precision": (["auto", "float32", "bfloat16", "float16"], ["float64"]),

@@ -44,7 +44,7 @@ def random_backbones():
         ("inceptionv3", "conv5", (8, 8, 2048), r"(conv2d|batch_normalization)_\d+", 18, 13),
     ],
 )
-def test_stages_and_their_last_blocks_are_the_published_ones(
+def test_stages_and_their_last_blocks_are_as_documented(
     name, stage, shape, last_block, num_layers, num_blocks, random_backbones
 ):
     built = random_backbones[name]

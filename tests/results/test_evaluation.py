@@ -113,7 +113,7 @@ def test_expected_calibration_error(random_evaluation):
     assert sum(bin.num_images for bin in e.calibration_bins) == 997
 
 
-def test_wilson_interval_equals_published_example(random_evaluation):
+def test_wilson_interval_equals_an_example_of_the_literature(random_evaluation):
     # 81 of 263: the example of Newcombe (Statistics in Medicine 17, 1998), method 3.
     assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson_interval(0 / 20, 20) == pytest.approx((0, 0.1611), abs=5e-5)

@@ -132,6 +132,6 @@ def test_output_dir_require_accuracy_and_disabled_wandb(command_line, tmp_path, 
 
 
 @pytest.mark.slow
-def test_run_on_the_complete_data_set_reaches_published_accuracy(fashion_mnist_dir, run_main):
+def test_run_on_the_complete_data_set_reaches_documented_accuracy(fashion_mnist_dir, run_main):
     result = run_main(cnn_basic, "--data-dir", fashion_mnist_dir)
     assert result.metrics["test"]["accuracy"] >= 0.865

@@ -544,7 +544,7 @@ def test_values_that_do_not_fit_are_usage_errors(argv, message, command_line):
 
 
 @pytest.mark.slow
-def test_subset_reaches_published_accuracy(subset_run):
+def test_subset_reaches_documented_accuracy(subset_run):
     # Seeds 0, 1, 2 gave validation 92.1, 91.9, 91.7%, test 91.6, 90.8, 89.9%. The limits are
     # lower, because rounding differs between machines; --require-accuracy checks validation.
     assert subset_run.metrics["config"]["require_accuracy"] == 0.905
