@@ -11,8 +11,7 @@ Each section writes a table (a Markdown file in --output; docs/results.md contai
   time_to_90  README's quick run, whose 95% CI of the validation accuracy should lie above 90%
 
 In each round, the compared commands take turns; a table shows medians over the rounds. Plain Keras
-is timed in the validation inside `fit`, which is faster than `predict` and training. Run it on an
-otherwise idle machine: about half an hour on 2 cores.
+is timed in the validation inside `fit`, which is faster than `predict`. The machine must be idle.
 """
 
 import argparse
