@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -69,6 +70,7 @@ def raise_if_terminated() -> None:
 def _handle_signal(number: int, _frame: FrameType | None) -> None:
     global _received_signal
     _received_signal = number
+    warnings.simplefilter("ignore")  # of asyncio, about coroutines that W&B no longer awaits
     for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)  # `timeout` sends its signal twice
     raise_if_terminated()
