@@ -192,7 +192,7 @@ def export_and_compare(
     except Exception as error:  # each converter and runtime raises its own
         reason = str(error).strip() or type(error).__name__
         raise UserError(f"--export {name}: {reason.splitlines()[0]}") from None
-    difference = max(float(np.abs(part - expected[: len(part)]).max()) for part in batches)
+    difference = float(np.max([np.abs(part - expected[: len(part)]).max() for part in batches]))
     if not difference <= MAX_DIFFERENCE:  # also if it is NaN
         raise UserError(
             f"--export {name}: the probabilities differ from those in Keras by {difference:.2g}, "

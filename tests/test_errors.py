@@ -115,6 +115,7 @@ def test_bugs_propagate(run):
         (signal.SIGTERM, 143, "terminated"),
         (signal.SIGHUP, 129, "terminated"),
         (signal.SIGUSR1, 138, "terminated"),
+        (signal.SIGXCPU, 152, "terminated"),
     ],
 )
 def test_signal_cleans_up_once_and_sets_the_exit_code(number, code, word, wrapper, run):

@@ -12,6 +12,7 @@ import zipfile
 
 from fashion import export
 from fashion.datasets.splits import CLASS_NAMES
+from fashion.errors import UserError
 from fashion.options import EXPORT_FORMATS
 from fashion.results import output
 
@@ -288,3 +289,12 @@ def test_errors_before_any_work(script, command_line, tmp_path, monkeypatch):
     assert done.code == 2
     assert "expected one of onnx, litert, openvino, savedmodel, got 'coreml'" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_nan_of_any_image_is_a_difference(untrained, tmp_path):
+    model = keras.saving.load_model(untrained / "model.keras")
+    images = np.zeros((3, 28, 28), "uint8")
+    expected = model.predict(images, verbose=0)
+    expected[2, 0] = np.nan
+    with pytest.raises(UserError, match=r"the probabilities differ .* by nan, more than"):
+        export.export_and_compare(model, "savedmodel", tmp_path / "model", images, expected)

@@ -248,7 +248,7 @@ def test_sweep_is_not_copied_if_the_server_fails(sample, home, dying_server, cap
     assert "the results in the output directory are complete." in capsys.readouterr().out
 
 
-def test_large_results_are_not_sent_to_a_server_that_has_failed(sample, dying_server):
+def test_large_results_are_not_sent_to_a_server_that_has_failed(sample, home, dying_server):
     called = []
     run = Run(Options(wandb="online"), sample)
     dying_server.die()
@@ -256,3 +256,13 @@ def test_large_results_are_not_sent_to_a_server_that_has_failed(sample, dying_se
     assert called == []
     run.finish(1)
     assert called == [run.wandb_run]  # the copy
+    (end,) = (r["exit"] for r in read_wandb_run(home).records if r["type"] == "exit")
+    assert end["exit_code"] == 1
+
+
+def test_metadata_lack_what_the_user_forbids_wandb_to_record(sample, home):
+    os.environ |= {"WANDB_DISABLE_GIT": "true", "WANDB_X_DISABLE_MACHINE_INFO": "true"}
+    with Run(Options(wandb="offline"), sample) as run:
+        pass
+    versions = run.metadata["versions"]
+    assert versions["commit"] is versions["platform"] is versions["processor"] is None

@@ -44,6 +44,7 @@ def test_import_is_silent_and_configures_keras(tmp_path):
     (tmp_path / ".keras").mkdir()
     (tmp_path / ".keras" / "keras.json").write_text(KERAS_JSON)
     kept = dict.fromkeys(startup.HIDDEN_VARIABLES, "module://nonexistent")
+    kept |= {"MPLBACKEND": "inline"}  # of a notebook
     kept |= {"WANDB_PROJECT": "mine", "PYTHONFAULTHANDLER": "1"}
     dropped = dict.fromkeys(("WANDB_MODE", "WANDB_DIR", "WANDB_TAGS", "KERAS_HOME"), "")
     dropped["WANDB_SERVICE"] = "3-1-unix-/nonexistent"  # of a parent process that has ended

@@ -247,3 +247,11 @@ def test_error_of_writing_a_chunk_names_the_option(cache, split):
     (cache.directory / split.images_sha256[:16]).touch()
     with pytest.raises(UserError, match=r"^--cache-dir: "):
         cache.load(split, flip=False)
+
+
+def test_features_that_are_read_are_written_last(cache, split, monkeypatch):
+    """If they exist, the chunk is complete, also after a kill."""
+    written = []
+    monkeypatch.setattr(feature_cache, "_write", lambda path, values: written.append(path.name))
+    wide_cache(cache, "one").load(split, flip=False)
+    assert len(written) == 4 * 3 and all("-one" in name for name in written[2::3])

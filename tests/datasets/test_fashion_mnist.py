@@ -117,10 +117,14 @@ def test_download_is_stored_in_the_keras_cache(server_dir, keras_cache, load, ca
 
 def test_download_is_verified_before_it_is_stored(server_dir, keras_cache, load):
     path = server_dir / f"{NAMES[3]}.gz"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=f"Keras download: the fetched {path.name} is damaged"):
-        load(None)
-    assert not keras_cache.exists()
+    for content, message in (
+        (path.read_bytes()[:-100], "is damaged"),
+        (gzip.compress(b"another"), "has SHA-256"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"Keras download: the fetched {path.name} {message}"):
+            load(None)
+        assert not keras_cache.exists()
 
 
 def test_unwritable_keras_cache_is_a_reason(server_dir, keras_cache, load):

@@ -296,3 +296,11 @@ def test_augmentation_flips_shifts_and_erases(sample):
     assert 30 <= num_erased <= 70  # of 200; the expectation is 50, its standard deviation 6
     assert shifts == {(flipped, y, x) for flipped in (0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)}
     np.testing.assert_array_equal(augmentation(images, training=False), images)
+
+
+def test_statistics_are_recalibrated_on_augmented_images(data, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(batch_norm, "recalibrate", lambda *args: calls.append(args))
+    fine_tune(tmp_path, data, "--fine-tune-epochs", 1)
+    ((_, _, images),) = calls
+    assert images.shape == data.train.images.shape and (images != data.train.images).any()

@@ -125,7 +125,9 @@ def test_output_dir_require_accuracy_and_disabled_wandb(command_line, tmp_path, 
     assert re.fullmatch(
         r"cnn_basic.py: error: validation accuracy 0\.\d+ is below the required 0.99\n", done.err
     )
-    assert Result(tmp_path / "here").metrics["validation"]["accuracy"] < 0.99
+    metrics = Result(tmp_path / "here").metrics
+    assert metrics["validation"]["accuracy"] != metrics["test"]["accuracy"]
+    assert f"validation accuracy {metrics['validation']['accuracy']:.4f} is below" in done.err
     again = command_line(cnn_basic, *argv, 0.1)
     assert again.code == 0
     assert f"will be overwritten: {', '.join(OUTPUT_FILES)}\n" in again.out

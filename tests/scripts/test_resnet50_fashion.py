@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fashion.backbones.backbone import Backbone, load_backbone
 from fashion.backbones.feature_cache import FeatureCache
+from fashion.errors import UserError
 from fashion.fine_tuning import batch_norm
 
 import keras
@@ -555,3 +556,12 @@ def test_subset_reaches_documented_accuracy(subset_run):
 def test_subset_model_classifies_photos(subset_run, command_line, sample, tmp_path_factory):
     photos = tmp_path_factory.mktemp("photos")
     check_photos(command_line, resnet50_fashion, subset_run.directory, photos, sample.test)
+
+
+def test_required_accuracy_is_that_of_the_validation_images(run, tmp_path):
+    with pytest.raises(UserError) as error:
+        run("--require-accuracy", 1)
+    metrics = Result(tmp_path / "outputs" / "resnet50_fashion").metrics
+    assert metrics["validation"]["accuracy"] != metrics["test"]["accuracy"]
+    start = f"validation accuracy {metrics['validation']['accuracy']:.4f} is below"
+    assert str(error.value).startswith(start)
