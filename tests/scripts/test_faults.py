@@ -113,10 +113,10 @@ def fine_tuned(reference_run, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 3])
-def test_killed_fine_tuning_resumes_to_equal_metrics(kills, fine_tuned, tmp_path):
+def test_killed_fine_tuning_resumes_to_equal_metrics(fine_tuned, tmp_path):
     shutil.copytree(fine_tuned / "cache", tmp_path / "cache")
-    rng, argv = np.random.default_rng(kills), (*FINE_TUNING, "--wandb", "offline")
+    kills, argv = 2, (*FINE_TUNING, "--wandb", "offline")
+    rng = np.random.default_rng(kills)
     for i in range(kills):
         epochs = max(len(read_state(tmp_path)["epochs"]), 2)  # the head has two
         script = start_resnet50(tmp_path, *argv, *(["--resume"] if i else []))
