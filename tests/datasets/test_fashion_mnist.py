@@ -326,7 +326,7 @@ def test_images_of_other_ranks_are_read(shape, arrays, tmp_path, load):
         (1, lambda x: x[0], "is not an IDX file"),
         (1, lambda x: x.astype("float32") + 0.5, "labels that are not integers from 0"),
         (3, lambda x: x.astype("int16") - 1, "labels that are not integers from 0"),
-        (1, lambda x: x + np.int32(9998), "labels that are not integers from 0 to 9999"),
+        (1, lambda x: x.astype("int32") + 9998, "labels that are not integers from 0 to 9999"),
         (2, lambda x: x[:, :14], r"shape \(6, 14, 28\); expected N images of 28"),
         (0, lambda x: x.astype("float32"), "contains float32; expected unsigned"),
         (0, lambda x: x[:0], r"shape \(0, 28, 28\)"),
