@@ -38,6 +38,14 @@ def best_epoch(epochs: Sequence[EpochMetrics]) -> EpochMetrics:
     return max(epochs, key=lambda metrics: metrics.val_accuracy)
 
 
+def parameter_counts(model: keras.Model) -> dict[str, int]:
+    """Return the number of trainable and frozen parameters of a model."""
+    return {
+        "trainable": sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
+    }
+
+
 def _define_metrics(run: wandb.Run) -> None:
     run.define_metric("epoch/*", step_metric="epoch/epoch")
     run.define_metric("epoch/val_accuracy", step_metric="epoch/epoch", summary="max,last")

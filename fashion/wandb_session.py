@@ -20,10 +20,10 @@ from typing import Any
 
 from fashion.datasets.splits import ImageDataset
 from fashion.errors import UsageError, UserError, describe
+from fashion.machine import ROOT
 
 import wandb
 
-ROOT = Path(__file__).parents[1]
 CODE_FILES = ("common.py", "requirements.txt")  # logged besides the script and the package
 MACHINE_INFO = ("platform", "processor", "cores", "gpus")  # entries of the versions
 # Settings that hold where the user has set nothing.

@@ -69,7 +69,7 @@ class FeatureCache:
         if not missing:
             print(f"Features: all cached in {self.directory} ({split.size:,} images)")
         elif self.directory:
-            self._check_disk_space(self.directory, missing)
+            self._print_and_check_size(self.directory, missing)
         # Processes that start together compute different chunks, and read those of the others.
         shuffled = [missing[i] for i in np.random.default_rng().permutation(len(missing))]
         num_channels = sum(self.extractor.output[name].shape[1] for name in self.names)
@@ -97,7 +97,8 @@ class FeatureCache:
             paths = {name: directory / f"{start:06}-{name}{suffix}" for name in names}
         return Chunk(rows, view, images[:, :, ::-1] if view else images, paths)
 
-    def _check_disk_space(self, directory: Path, missing: list[Chunk]) -> None:
+    def _print_and_check_size(self, directory: Path, missing: list[Chunk]) -> None:
+        """Print how many images are missing; raise a `UserError` if their features do not fit."""
         num_images = sum(len(chunk.images) for chunk in missing)
         size = sum(
             2 * len(chunk.images) * self.extractor.output[name].shape[1]

@@ -44,8 +44,8 @@ MAX_LABEL = 9999  # larger ones are no classes, and would take gigabytes
 def load_idx_dataset(data_dir: Path | None, download: bool = True) -> RawDataset:
     """Load the IDX files in `data_dir`, by default Fashion-MNIST from the first available source.
 
-    `classes.txt` in `data_dir` contains one class name per line; without it, the classes are those
-    of Fashion-MNIST if the files are its own, else numbers.
+    `classes.txt` in `data_dir` contains one class name per line. Without it, the class names are
+    `CLASS_NAMES` if the checksums are those of Fashion-MNIST, else numbers.
     """
     if not data_dir:
         return _load_first_available(download)
@@ -72,8 +72,8 @@ def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
     sha256: dict[str, str] = {}
     for name, expected in FASHION_MNIST_SHA256.items():
         path = find_file(directory, name)
-        payload = decompress(path.read_bytes(), path, expected if verify else None)
-        sha256[name] = hashlib.sha256(payload).hexdigest()
+        content = path.read_bytes()
+        payload, sha256[name] = decompress(content, path, expected if verify else None)
         array = parse_idx(payload, path)
         if "images" in name:
             arrays.append(check_images(array, path))
@@ -262,16 +262,19 @@ def standard_name(filename: str) -> str | None:
     return f"{split}-{kind}-ubyte"
 
 
-def decompress(content: bytes, origin: object, sha256: str | None = None) -> bytes:
-    """Decompress the content of a file if it is gzipped; verify its checksum if one is given."""
+def decompress(content: bytes, origin: object, expected: str | None = None) -> tuple[bytes, str]:
+    """Return the content of a file, decompressed if it is gzipped, and its SHA-256.
+
+    If `expected` is given, the SHA-256 must equal it.
+    """
     try:
         payload = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{origin} is damaged: {error}") from None
-    found = hashlib.sha256(payload).hexdigest()
-    if sha256 and found != sha256:
-        raise UserError(f"{origin} has SHA-256 {found}, expected {sha256}")
-    return payload
+    sha256 = hashlib.sha256(payload).hexdigest()
+    if expected and sha256 != expected:
+        raise UserError(f"{origin} has SHA-256 {sha256}, expected {expected}")
+    return payload, sha256
 
 
 def parse_idx(payload: bytes, origin: object) -> np.ndarray:

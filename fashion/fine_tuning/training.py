@@ -8,7 +8,7 @@ from fashion.backbones.backbone import Backbone
 from fashion.datasets.splits import Split
 from fashion.fine_tuning import batch_norm
 from fashion.fine_tuning.checkpoint import Checkpoint
-from fashion.run import Run
+from fashion.run import Run, parameter_counts
 
 import keras
 import numpy as np
@@ -78,11 +78,7 @@ def train(
         batch_norm.recalibrate(model, network, np.asarray(sample))
         checkpoint.start(model, logger.epochs, run.wandb_id)
     run.metadata["fine_tuning"] = {"head_epochs": checkpoint.head_epochs}
-    num_trainable = sum(math.prod(weight.shape) for weight in model.trainable_weights)
-    run.metadata["parameters"] = {  # the returned network will be folded and frozen
-        "trainable": num_trainable,
-        "frozen": model.count_params() - num_trainable,
-    }
+    run.metadata["parameters"] = parameter_counts(model)  # the saved model is folded and frozen
 
     def begin_epoch(epoch: int, logs: dict[str, float] | None = None) -> None:
         batches.shuffle(seed, epoch)

@@ -95,8 +95,8 @@ def _load_test_results(directory: Path) -> tuple[np.ndarray, np.ndarray]:
 def _format_difference(directory: Path, other_dir: Path, label: str, other_label: str) -> str:
     """Describe the paired difference in accuracy, or return "" if there is none to report.
 
-    The interval is the one of the mean of paired differences, which is narrower than the intervals
-    of the two accuracies suggest. It needs images on which exactly one model is right.
+    The interval of the mean paired difference is narrower than the intervals of the two accuracies
+    suggest. On at least `MIN_DISAGREEMENTS` images, exactly one model must be right.
     """
     indices, correct = _load_test_results(directory)
     try:

@@ -46,14 +46,6 @@ def predict_views(model: keras.Model, inputs: np.ndarray) -> Predictions:
     return Predictions(np.concatenate(probabilities), np.concatenate(embeddings))
 
 
-def parameter_counts(model: keras.Model) -> dict[str, int]:
-    """Return the number of trainable and frozen parameters of a model."""
-    return {
-        "trainable": sum(math.prod(weight.shape) for weight in model.trainable_weights),
-        "frozen": sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
-    }
-
-
 # ------------------------------------------------------------------------------------- metrics
 
 

@@ -17,16 +17,10 @@ from fashion.files import staging_dir
 from fashion.options import SharedOptions
 from fashion.results import dashboard
 from fashion.results.comparison import Comparison, compare
-from fashion.results.evaluation import (
-    Evaluation,
-    Neighbors,
-    Predictions,
-    nearest_neighbors,
-    parameter_counts,
-)
+from fashion.results.evaluation import Evaluation, Neighbors, Predictions, nearest_neighbors
 from fashion.results.figures import FIGURES, NUM_NEIGHBOR_MISTAKES, NUM_NEIGHBORS, save_figures
 from fashion.results.html import render_report
-from fashion.run import Run, best_epoch
+from fashion.run import Run, best_epoch, parameter_counts
 
 import keras
 import wandb
@@ -189,8 +183,8 @@ def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, 
     """Load the model in `--output-dir` and its class names.
 
     Returns:
-        The model, uint8 (N, 28, 28) images → (N, classes) probabilities, and the class names, those
-        of Fashion-MNIST if the file contains none.
+        The model, uint8 (N, 28, 28) images → (N, classes) probabilities, and the class names, by
+        default `CLASS_NAMES`.
     """
     path = options.output_dir / "model.keras"
     command = f"python {options.script_name}.py"
