@@ -1,8 +1,10 @@
 """Fixtures shared by the tests."""
 
+import fcntl
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +20,7 @@ import wandb
 from helpers import forkserver
 from helpers.data import load_sample
 from helpers.networks import use_small_chunks, use_small_resnet
-from helpers.scripts import CommandResult, Result, run_script, train_in_process
+from helpers.scripts import ROOT, CommandResult, Result, run_script, train_in_process
 
 import common
 
@@ -53,17 +55,11 @@ def isolate_wandb_dir(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def end_wandb_session() -> Iterator[None]:
-    """End W&B's session, which would ignore, with a warning, the variables of the next test."""
-    yield
-    wandb.teardown()
-
-
-@pytest.fixture(autouse=True)
-def restore_precision() -> Iterator[None]:
-    """Restore Keras' dtype policy, which is global."""
+def reset_libraries() -> Iterator[None]:
+    """Restore Keras' dtype policy, and end W&B's session, which would keep its settings."""
     yield
     keras.config.set_dtype_policy("float32")
+    wandb.teardown()
 
 
 # ------------------------------------------------------------------------------------ scripts
@@ -96,7 +92,11 @@ def command_line(tmp_path, monkeypatch, capfd) -> Callable[..., CommandResult]:
 @pytest.fixture(scope="session")
 def fork_server() -> None:
     """Start the server that scripts' processes are forked from."""
-    forkserver.start_server()
+    forkserver.SERVER.set_forkserver_preload(["helpers.forkserver"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
+        (process := forkserver.SERVER.Process(target=time.sleep, args=(0,))).start()
+        process.join()
 
 
 # --------------------------------------------------------------------------------------- data
@@ -153,8 +153,6 @@ def shared_cache_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def subset_run(fashion_mnist_dir, imagenet_weights, tmp_path_factory) -> Result:
     """The quick run of README: a subset of the real data, and real weights."""
-    import fcntl  # not on Windows
-
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # shared by all workers

@@ -1,21 +1,10 @@
-"""Code shared by both scripts: data, batches, early stopping, the command line."""
+"""Code shared by both scripts: batches, the command line."""
 
-import keras
 import numpy as np
 import pytest
-from helpers.scripts import SAMPLE, parse_options
 
 import cnn_basic
 import common
-
-
-def test_load_fashion_mnist_prints_sizes_and_source(capsys):
-    options = parse_options(cnn_basic, "--data-dir", SAMPLE, "--train-size", 30)
-    data = common.load_fashion_mnist(options)
-    sizes = {"train": 30, "validation": 160, "test": 400}
-    assert {name: split.size for name, split in data.splits.items()} == sizes
-    expected = f"Data: 30 training, 160 validation and 400 test images from {SAMPLE} (--data-dir"
-    assert capsys.readouterr().out.startswith(expected)
 
 
 # Several small batches are gathered per call.
@@ -43,22 +32,6 @@ def test_make_dataset_contains_each_input_once_in_a_new_order_per_epoch(batch_si
     assert epochs(seed=0) == first
     assert epochs(seed=1) != first
     assert epochs(seed=None) == [list(range(num_inputs))] * 2
-
-
-@pytest.mark.parametrize(("patience", "num_epochs"), [(5, 5), (2, 4)])
-def test_early_stopping_restores_the_first_best_epoch(patience, num_epochs):
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
-    model.compile("sgd", "mse")
-    callback = common.early_stopping(patience)
-    callback.set_model(model)
-    callback.on_train_begin()
-    for epoch, accuracy in enumerate([0.1, 0.3, 0.2, 0.3, 0.2]):
-        model.set_weights([np.full((1, 1), epoch)])
-        callback.on_epoch_end(epoch, {"val_accuracy": accuracy})
-        if model.stop_training:
-            break
-    callback.on_train_end()
-    assert (epoch + 1, model.get_weights()[0]) == (num_epochs, 1)
 
 
 @pytest.fixture

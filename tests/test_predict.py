@@ -1,14 +1,14 @@
 """`--predict`: predictions for photos, output files, error messages."""
 
 import shutil
-import subprocess
 import sys
 
 from fashion import predict
 
 import pytest
+from helpers.forkserver import ForkedScript
 from helpers.photos import check_photos, draw_garment, printed_classes, save_image
-from helpers.scripts import ROOT, SAMPLE, directory_contents, train_in_process
+from helpers.scripts import SAMPLE, directory_contents, train_in_process
 from PIL import Image
 
 import cnn_basic
@@ -69,9 +69,7 @@ def test_memory_is_flat_as_only_plotted_images_keep_a_thumbnail(tmp_path, monkey
 def test_predict_keeps_the_runs_files_and_an_error_keeps_existing_ones(
     trained, command_line, tmp_path
 ):
-    shutil.copytree(trained, tmp_path / "model")
-    for name in predict.PREDICTIONS_PNG, predict.PREDICTIONS_CSV:  # written by another test
-        (tmp_path / "model" / name).unlink(missing_ok=True)
+    shutil.copytree(trained, tmp_path / "model", ignore=shutil.ignore_patterns("user_*"))
     before = directory_contents(tmp_path / "model")
     (tmp_path / "model" / predict.PREDICTIONS_PNG).mkdir()
     save_image(tmp_path / "a.png", Image.fromarray(draw_garment()))
@@ -88,25 +86,15 @@ def test_predict_keeps_the_runs_files_and_an_error_keeps_existing_ones(
     assert before.items() <= after.items()
 
 
-RUN_SCRIPT = """
-import runpy
-import sys
-sys.argv.pop(0)
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    print(*sys.modules)
-"""
+def forbid_scikit_learn(patch):
+    """Keras imports the base classes of scikit-learn; the rest takes seconds."""
+    for name in "sklearn.metrics", "sklearn.neighbors", "sklearn.manifold":
+        assert name not in sys.modules  # imported by the script
+        patch.setitem(sys.modules, name, None)  # to import it would raise an error
 
 
-def test_predict_does_not_import_scikit_learn(trained, tmp_path):
-    """Keras imports the base classes; the rest takes seconds."""
+def test_predict_does_not_import_scikit_learn(trained, fork_server, tmp_path):
     image = save_image(tmp_path / "a.png", Image.fromarray(draw_garment()))
-    argv = [ROOT / "cnn_basic.py", "--output-dir", trained, "--predict", image]
-    command = [sys.executable, "-c", RUN_SCRIPT, *argv]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert list(printed_classes(done.stdout)) == ["a.png"]
-    modules = done.stdout.splitlines()[-1].split()
-    assert "fashion.results.evaluation" in modules
-    assert not {"sklearn.metrics", "sklearn.neighbors", "sklearn.manifold"} & set(modules)
+    argv = ("--output-dir", trained, "--predict", image)
+    process = ForkedScript("cnn_basic", tmp_path, *argv, patches=[forbid_scikit_learn])
+    assert process.wait() == 0, process.err

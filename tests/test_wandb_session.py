@@ -3,8 +3,6 @@
 import functools
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from fashion import wandb_session
@@ -55,8 +53,6 @@ INVALID = {
     "WANDB_RUN_ID": "exp:1",
     "WANDB_API_KEY": "key\n",
     "WANDB_PROJECT": "a/b",
-    "WANDB_BASE_URL": "nonsense",
-    "WANDB_INIT_TIMEOUT": "soon",
 }
 
 
@@ -70,15 +66,6 @@ def test_invalid_setting_raises_usage_error_unless_disabled(name, value, configu
     before = dict(os.environ), os.listdir()
     assert start("disabled") is None
     assert (dict(os.environ), os.listdir()) == before
-
-
-def test_unusable_config_defaults_raise_usage_error_unless_disabled(tmp_path):
-    """W&B reads config-defaults.yaml in the working directory, which may be another project's."""
-    for content in "epochs: 99\n", "- 1\n", "a: [\n":
-        (tmp_path / "config-defaults.yaml").write_text(content)
-        with pytest.raises(UsageError, match=REJECTED):
-            start()
-        assert start("disabled") is None
 
 
 def test_settings_of_the_user_win_over_defaults(configure, tmp_path):
@@ -123,12 +110,6 @@ def test_directories_that_cannot_be_written_to_are_replaced(configure, tmp_path,
     assert capfd.readouterr() == ("", "")
 
 
-def test_file_name_that_wandb_cannot_record_raises(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["cnn_basic.py", "--output-dir", os.fsdecode(b"\xff")])
-    with pytest.raises(UserError, match=r"^W&B cannot record a file name \(.*\); rename the file$"):
-        start()
-
-
 def test_wandb_disabled_holds_unless_another_mode_is_given(configure):
     configure(WANDB_DISABLED="true")
     assert wandb_session.is_disabled("auto")
@@ -145,17 +126,16 @@ def test_wandb_disabled_by_a_settings_file(tmp_path):
 
 NO_KEY = "W&B: no API key, so this run is offline; `wandb login` stores one.\n"
 NO_SERVER = "W&B: could not connect, so this run is offline ("
-SERVER = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
+SERVER = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "a"}
 
 
 @pytest.mark.parametrize(
     ("mode", "variables", "message"),
     [
         ("auto", {}, ""),
-        *[("auto", {"WANDB_MODE": mode}, "") for mode in ("run", "online", "offline", "dryrun")],
+        ("auto", {"WANDB_MODE": "dryrun"}, ""),
         ("online", {}, NO_KEY),
-        ("auto", SERVER | {"WANDB_API_KEY": "short"}, NO_SERVER),
-        ("auto", SERVER | {"WANDB_API_KEY": 40 * "a"}, NO_SERVER),
+        ("auto", SERVER, NO_SERVER),
     ],
 )
 def test_run_is_offline_without_key_or_server(
@@ -228,6 +208,3 @@ def test_hints_name_each_directory_of_a_resumed_run_in_order(configure, tmp_path
     view, upload = [shlex.split(line.split(" wandb ")[1]) for line in lines]
     assert view == ["leet", paths[-1]] and upload == ["sync", *paths]
     assert {line.index(" wandb ") for line in lines} == {lines[0].index(" wandb ")}
-    for name in "leet", "sync":
-        command = [sys.executable, "-m", "wandb", name, "--help"]
-        assert "Usage: " in subprocess.check_output(command, text=True, timeout=60)

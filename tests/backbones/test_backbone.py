@@ -3,7 +3,6 @@
 import hashlib
 import re
 import sys
-import time
 
 from fashion.backbones import backbone
 from fashion.backbones.backbone import ARCHITECTURES, load_backbone
@@ -11,9 +10,7 @@ from fashion.errors import UsageError, UserError
 
 import h5py
 import keras
-import numpy as np
 import pytest
-from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +27,12 @@ def random_backbones():
 @pytest.mark.parametrize(
     ("name", "stage", "shape", "last_block", "num_layers", "num_blocks"),
     [
-        ("resnet50", "conv3", (28, 28, 512), r"conv3_block4_\d_(conv|bn)", 6, 7),
         ("resnet50", "conv4", (14, 14, 1024), r"conv4_block6_\d_(conv|bn)", 6, 13),
         ("resnet50", "conv5", (7, 7, 2048), r"conv5_block3_\d_(conv|bn)", 6, 16),
-        ("efficientnetv2b0", "conv3", (28, 28, 192), r"block(3b_\w+|4a_expand_(conv|bn))", 6, 5),
         ("efficientnetv2b0", "conv4", (14, 14, 672), r"block(5e_\w+|6a_expand_(conv|bn))", 10, 13),
         ("efficientnetv2b0", "conv5", (7, 7, 1280), r"block6h_\w+|top_(conv|bn)", 10, 21),
-        ("mobilenetv2", "conv3", (28, 28, 192), r"block_(5_\w+|6_expand(_BN)?)", 8, 6),
         ("mobilenetv2", "conv4", (14, 14, 576), r"block_(12_\w+|13_expand(_BN)?)", 8, 13),
         ("mobilenetv2", "conv5", (7, 7, 1280), r"block_16_\w+|Conv_1(_bn)?", 8, 17),
-        ("inceptionv3", "conv3", (35, 35, 288), r"(conv2d|batch_normalization)_\d+", 14, 5),
         ("inceptionv3", "conv4", (17, 17, 768), r"(conv2d|batch_normalization)_\d+", 20, 10),
         ("inceptionv3", "conv5", (8, 8, 2048), r"(conv2d|batch_normalization)_\d+", 18, 13),
     ],
@@ -63,37 +56,20 @@ def test_stages_and_their_last_blocks_are_as_documented(
         built.last_blocks(names, num_blocks + 1)
 
 
-def test_to_rgb_equals_pillow():
-    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28), dtype="uint8")
-    inputs = keras.Input((28, 28), dtype="uint8")
-    model = keras.Model(inputs, backbone.to_rgb(inputs, 224))
-    upscaled = model.predict(images, verbose=0)
-    for image, rgb in zip(images, upscaled, strict=True):
-        expected = Image.fromarray(image).convert("F").resize((224, 224), Image.Resampling.BILINEAR)
-        for channel in range(3):
-            np.testing.assert_allclose(rgb[..., channel], expected, atol=1e-3)
-
-
-def test_key_contains_version_network_size_precision_and_weights(mobilenet, monkeypatch):
+def test_key_contains_version_network_size_precision_and_weights(mobilenet, monkeypatch, capsys):
     content = b"".join(array.tobytes() for array in mobilenet.network.get_weights())
     sha256 = mobilenet.weights_sha256
     assert sha256 == hashlib.sha256(content).hexdigest()
     assert mobilenet.key == f"v1-mobilenetv2-64-float32-{sha256[:16]}"
-    larger = load_backbone("mobilenetv2", 96, "random", seed=0)
-    assert larger.key == f"v1-mobilenetv2-96-float32-{sha256[:16]}"
+    larger = load_backbone("mobilenetv2", 96, "random", seed=1)
+    assert larger.weights_sha256 != sha256
+    assert larger.key == f"v1-mobilenetv2-96-float32-{larger.weights_sha256[:16]}"
+    warning = "WARNING: --weights random: mobilenetv2 is randomly initialized, not pretrained."
+    assert capsys.readouterr().out.splitlines() == [warning]
+    assert not larger.network.trainable_weights
     monkeypatch.setattr(backbone, "FEATURES_VERSION", 2)
     keras.config.set_dtype_policy("mixed_bfloat16")
     assert mobilenet.key == f"v2-mobilenetv2-64-bfloat16-{sha256[:16]}"
-    metadata = {"source": "some.h5", "sha256": sha256, "precision": "bfloat16"}
-    assert mobilenet.metadata("some.h5") == metadata
-
-
-def test_random_weights_warn_and_depend_on_the_seed(mobilenet, capsys):
-    other = load_backbone("mobilenetv2", 64, "random", seed=1)
-    warning = "WARNING: --weights random: mobilenetv2 is randomly initialized, not pretrained."
-    assert capsys.readouterr().out.splitlines() == [warning]
-    assert other.weights_sha256 != mobilenet.weights_sha256
-    assert not other.network.trainable_weights
 
 
 def test_too_small_image_size_raises_usage_error():
@@ -104,10 +80,8 @@ def test_too_small_image_size_raises_usage_error():
 def test_imagenet_weights_offline_raise_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    start = time.monotonic()
     with pytest.raises(UserError, match="Connection refused") as error:
         load_backbone("resnet50", None, "imagenet", seed=0)
-    assert time.monotonic() - start < 30
     message = str(error.value)
     assert ARCHITECTURES["resnet50"].weights_url in message
     assert str(tmp_path / "models") in message and "--weights PATH" in message
@@ -156,17 +130,6 @@ def check_error(path, message, network):
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
-def test_weights_of_another_network_raise(mobilenet, tmp_path):
-    other = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3))
-    legacy, current = tmp_path / "legacy.h5", tmp_path / "current.weights.h5"
-    write_legacy(other, legacy)
-    other.save_weights(current)
-    needed = ".*; the weights of mobilenetv2.* with include_top=False are needed$"
-    check_error(legacy, "expected 104 layers, found 106" + needed, mobilenet.network)
-    check_error(current, "Layer 'Conv1' expected 1 variables" + needed, mobilenet.network)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -183,11 +146,21 @@ def test_other_files_raise_with_what_they_are(name, content, message, mobilenet,
     check_error(tmp_path / name, message, mobilenet.network)
 
 
-@pytest.mark.parametrize("name", ["model.h5", "model.keras"])
-def test_whole_and_truncated_models_raise(name, mobilenet, tmp_path):
-    path = tmp_path / name
-    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(path)
-    check_error(path, "this is a whole model", mobilenet.network)
-    if name == "model.h5":
-        path.write_bytes(path.read_bytes()[:3000])
-        check_error(path, "cannot be read: .*truncated", mobilenet.network)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_weights_of_another_network_and_whole_models_raise(mobilenet, tmp_path):
+    other = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    write_legacy(other, tmp_path / "legacy.h5")
+    other.save_weights(tmp_path / "current.weights.h5")
+    for name in "model.h5", "model.keras":
+        other.save(tmp_path / name)
+    needed = ".*; the weights of mobilenetv2.* with include_top=False are needed$"
+    for name, message in (
+        ("legacy.h5", "expected 104 layers, found 1"),
+        ("current.weights.h5", "Layer 'Conv1' expected 1 variables"),
+        ("model.h5", "this is a whole model"),
+        ("model.keras", "this is a whole model"),
+    ):
+        check_error(tmp_path / name, message + needed, mobilenet.network)
+    truncated = tmp_path / "truncated.h5"
+    truncated.write_bytes((tmp_path / "model.h5").read_bytes()[:3000])
+    check_error(truncated, "cannot be read: .*truncated", mobilenet.network)

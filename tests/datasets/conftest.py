@@ -1,15 +1,13 @@
 """Fixtures of the tests of data sets."""
 
-from collections.abc import Callable
-
 from fashion.datasets import load_raw_dataset
-from fashion.datasets.splits import ImageDataset, make_splits
+from fashion.datasets.splits import make_splits
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def load(tmp_path_factory) -> Callable[..., ImageDataset]:
+def load(tmp_path_factory):
     """Load a directory and split it."""
     cache_dir = tmp_path_factory.mktemp("cache")
 

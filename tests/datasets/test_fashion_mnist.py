@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import shutil
 import struct
 
@@ -12,7 +11,6 @@ from fashion.errors import UserError
 
 import numpy as np
 import pytest
-from helpers.scripts import SAMPLE
 
 NAMES = tuple(fashion_mnist.FASHION_MNIST_SHA256)
 CODES = {"uint8": 8, "int8": 9, "int16": 11, "int32": 12, "float32": 13, "float64": 14}
@@ -83,31 +81,44 @@ def test_no_source_raises_with_each_reason_and_what_to_do(keras_cache, load):
     assert "usr-share" in str(error.value) and "Connection refused" not in str(error.value)
 
 
-def test_keras_cache_is_used_unless_it_is_damaged(
-    fashion_mnist_dir, keras_cache, load, monkeypatch, capsys
-):
-    shutil.copytree(fashion_mnist_dir, keras_cache)
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", fashion_mnist_dir)
+@pytest.fixture
+def stand_in(arrays, tmp_path, monkeypatch):
+    """A directory of files that pass for the official ones, which take seconds to load."""
+    sha256 = [hashlib.sha256(encode(array)).hexdigest() for array in arrays]
+    checksums = dict(zip(NAMES, sha256, strict=True))
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST_SHA256", checksums)
+    return write(tmp_path / "official", arrays, lambda name: [f"{name}.gz"])
+
+
+def test_keras_cache_is_used_unless_it_is_damaged(stand_in, keras_cache, load, monkeypatch, capsys):
+    shutil.copytree(stand_in, keras_cache)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", stand_in)
     assert load(None).source == f"{keras_cache} (Keras cache)"
     assert capsys.readouterr().err == ""
     path = keras_cache / f"{NAMES[2]}.gz"
     payload = bytearray(gzip.decompress(path.read_bytes()))
-    payload[5000] ^= 1
-    path.write_bytes(gzip.compress(bytes(payload), 1, mtime=0))
-    assert load(None).source == f"{fashion_mnist_dir} (Debian package dataset-fashion-mnist)"
-    checksums = f"{hashlib.sha256(payload).hexdigest()}, expected 5b4141f0afbad91edebe"
-    assert capsys.readouterr().err.startswith(f"Skipped: {path} has SHA-256 {checksums}")
+    payload[500] ^= 1
+    path.write_bytes(gzip.compress(payload))
+    assert load(None).source == f"{stand_in} (Debian package dataset-fashion-mnist)"
+    expected = fashion_mnist.FASHION_MNIST_SHA256[NAMES[2]]
+    checksums = f"{hashlib.sha256(payload).hexdigest()}, expected {expected}"
+    assert capsys.readouterr().err == f"Skipped: {path} has SHA-256 {checksums}\n"
 
 
 @pytest.fixture
-def server_dir(fashion_mnist_dir, tmp_path, monkeypatch):
+def server_dir(stand_in, monkeypatch):
     """The directory of files that are downloaded."""
-    monkeypatch.setattr(fashion_mnist, "KERAS_URL", f"{(tmp_path / 'server').as_uri()}/")
-    return shutil.copytree(fashion_mnist_dir, tmp_path / "server")
+    monkeypatch.setattr(fashion_mnist, "KERAS_URL", f"{stand_in.as_uri()}/")
+    return stand_in
 
 
 def test_download_is_stored_in_the_keras_cache(server_dir, keras_cache, load, capsys):
-    shutil.copytree(SAMPLE, keras_cache)  # other files than expected, to be replaced
+    keras_cache.parent.parent.touch()  # a file instead of the directory
+    with pytest.raises(UserError, match="Keras download: KERAS_HOME: cannot write to"):
+        load(None)
+    keras_cache.parent.parent.unlink()
+    keras_cache.mkdir(parents=True)
+    (keras_cache / f"{NAMES[0]}.gz").write_bytes(b"another")  # to be replaced
     assert load(None).source == f"{keras_cache} (Keras download)"
     assert "Fetching Fashion-MNIST, 30 MB: Keras download …" in capsys.readouterr().out
     assert not list(keras_cache.glob(".*"))
@@ -118,7 +129,7 @@ def test_download_is_stored_in_the_keras_cache(server_dir, keras_cache, load, ca
 def test_download_is_verified_before_it_is_stored(server_dir, keras_cache, load):
     path = server_dir / f"{NAMES[3]}.gz"
     for content, message in (
-        (path.read_bytes()[:-100], "is damaged"),
+        (path.read_bytes()[:-10], "is damaged"),
         (gzip.compress(b"another"), "has SHA-256"),
     ):
         path.write_bytes(content)
@@ -127,72 +138,49 @@ def test_download_is_verified_before_it_is_stored(server_dir, keras_cache, load)
         assert not keras_cache.exists()
 
 
-def test_unwritable_keras_cache_is_a_reason(server_dir, keras_cache, load):
-    keras_cache.parent.parent.write_bytes(b"")  # a file
-    with pytest.raises(UserError, match="Keras download: KERAS_HOME: cannot write to"):
-        load(None)
+def test_package_is_extracted_without_installing_it(
+    stand_in, keras_cache, load, monkeypatch, tmp_path
+):
+    """With stand-ins of apt-get and dpkg-deb."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
 
+    def write_command(name, script):
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
 
-@pytest.fixture
-def apt_get(tmp_path, monkeypatch, keras_cache):
-    """Write stand-ins of apt-get and dpkg-deb, which fail or extract the files of a directory."""
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-
-    def write(name, script):
-        (bin_dir / name).write_text(f"#!/bin/sh\n{script}\n")
-        (bin_dir / name).chmod(0o755)
-
-    monkeypatch.setenv("PATH", f"{bin_dir}{os.pathsep}/usr/bin:/bin")
-    return write
-
-
-def test_package_is_extracted_without_installing_it(fashion_mnist_dir, apt_get, keras_cache, load):
-    apt_get("apt-get", 'case "$*" in *download*) touch x.deb;; esac')
-    target = f"$3/{fashion_mnist.DEBIAN_DIR.relative_to('/')}"
-    apt_get("dpkg-deb", f'mkdir -p "{target}" && cp "{fashion_mnist_dir}"/*.gz "{target}"')
-    data = load(None)
-    assert data.source == f"{keras_cache} (apt-get download dataset-fashion-mnist)"
-    assert data.name == "Fashion-MNIST" and data.train.size == 55_000
-
-
-def test_failing_command_is_named_with_its_last_line(apt_get, load):
-    apt_get("apt-get", 'echo "more" >&2; echo "E: no package" >&2; exit 100')
+    write_command("apt-get", 'echo "more" >&2; echo "E: no package" >&2; exit 100')
     with pytest.raises(UserError, match=r"`apt-get … update`: E: no package\n"):
         load(None)
+    write_command("apt-get", 'case "$*" in *download*) touch x.deb;; esac')
+    target = f"$3/{fashion_mnist.DEBIAN_DIR.relative_to('/')}"
+    write_command("dpkg-deb", f'mkdir -p "{target}" && cp "{stand_in}"/*.gz "{target}"')
+    data = load(None)
+    assert data.source == f"{keras_cache} (apt-get download dataset-fashion-mnist)"
+    assert data.name == "Fashion-MNIST" and data.train.size == 22
 
 
 # -------------------------------------------------------------------------------- class names
 
 
-def test_fashion_mnist_is_recognized_by_its_checksums(fashion_mnist_dir, sample, load, tmp_path):
-    data = load(fashion_mnist_dir)
-    assert data.class_names == sample.class_names == CLASS_NAMES
-    assert data.name == sample.name == "Fashion-MNIST"
-    assert data.sha256 == fashion_mnist.FASHION_MNIST_SHA256
-    # classes.txt wins.
-    for path in fashion_mnist_dir.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "classes.txt").write_text("\n".join("abcdefghij"))
-    assert load(tmp_path).class_names == tuple("abcdefghij")
-
-
-def test_other_contents_are_another_data_set(arrays, tmp_path, load):
+def test_fashion_mnist_is_recognized_by_its_checksums(stand_in, arrays, tmp_path, load):
+    data = load(stand_in)
+    assert data.class_names == CLASS_NAMES and data.name == "Fashion-MNIST"
+    content = " Straße 1\r\n  Straße 2\r\nStraße 3\r\n".encode("utf-8-sig")
+    (stand_in / "classes.txt").write_bytes(content)  # wins
+    data = load(stand_in)
+    assert data.class_names == ("Straße 1", "Straße 2", "Straße 3") and data.name == "official"
+    arrays[0][0, 27, 27] = 1
     data = load(write(tmp_path / "files", arrays))
     assert data.class_names == ("0", "1", "2") and data.name == "files"
-    content = " Straße 1\r\n  Straße 2\r\nStraße 3\r\n".encode("utf-8-sig")
-    (tmp_path / "files" / "classes.txt").write_bytes(content)
-    data = load(tmp_path / "files")
-    assert data.class_names == ("Straße 1", "Straße 2", "Straße 3") and data.name == "files"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\nb\n", "classes.txt contains 2 class names, but labels are from 0 to 2"),
         (b"a\nb\nc\nd\n", "classes.txt contains 4 class names, but labels are from 0 to 2"),
         (b"a\n\nc", "classes.txt: the name of class 1, '', is empty"),
-        (b"a\nb\na", "classes.txt: two classes have the name 'a'"),
         (b"\xff\xfea", "classes.txt is not in UTF-8"),
     ],
 )
@@ -213,9 +201,6 @@ def test_labels_may_start_at_1(arrays, tmp_path, load):
     (tmp_path / "classes.txt").write_text("none\nA\nB\nC\n")
     data = load(tmp_path)
     assert data.first_label == 0 and len(data.class_names) == 4
-    (tmp_path / "classes.txt").write_text("A\nB\n")
-    with pytest.raises(UserError, match="contains 2 class names, but labels are from 1 to 3"):
-        load(tmp_path)
 
 
 def test_classes_of_one_split_are_named(arrays, tmp_path, load, capsys):
@@ -234,7 +219,6 @@ def test_classes_of_one_split_are_named(arrays, tmp_path, load, capsys):
 @pytest.mark.parametrize(
     "convert",
     [
-        lambda name: [name],
         lambda name: [f"{name}.gz"],
         lambda name: [name, f"{name}.gz"],
         lambda name: [name.replace("-idx", ".idx")],  # 7-Zip
@@ -242,7 +226,6 @@ def test_classes_of_one_split_are_named(arrays, tmp_path, load, capsys):
         lambda name: [f"emnist-letters-{name}.gz".replace("t10k", "test")],
         lambda name: [f"my_{name.replace('-', '_')}.GZ"],
         lambda name: [f"{name} (1).gz"],  # a second download
-        lambda name: [f"{name}-2"],
         lambda name: [f"raw/{name}"],  # torchvision
         lambda name: [f"FashionMNIST/raw/{name}", f"EMNIST/raw/emnist-letters-{name}"],
         lambda name: [f"some/raw/{name}"],
@@ -300,12 +283,6 @@ def test_damaged_file_or_one_of_another_format_raises(content, message, arrays, 
     assert "\n" not in str(error.value)
 
 
-def test_too_few_training_images_raise(arrays, tmp_path, load):
-    write(tmp_path, [array[:11] for array in arrays])
-    with pytest.raises(UserError, match=r": 11 training images are too few; at least 12 are need"):
-        load(tmp_path)
-
-
 @pytest.mark.parametrize("dtype", CODES)
 def test_labels_of_each_type_and_as_a_column_are_read(dtype, arrays, tmp_path, load):
     converted = [arrays[0], arrays[1].astype(dtype), arrays[2], arrays[3].astype(dtype)[:, None]]
@@ -321,9 +298,7 @@ def test_images_of_other_ranks_are_read(shape, arrays, tmp_path, load):
 @pytest.mark.parametrize(
     ("index", "change", "message"),
     [
-        (1, lambda x: np.eye(3, dtype="uint8")[x], "one label for each of"),
         (3, lambda x: x[:-1], r"t10k-labels.* has the shape \(5,\)"),
-        (1, lambda x: x[0], "is not an IDX file"),
         (1, lambda x: x.astype("float32") + 0.5, "labels that are not integers from 0"),
         (3, lambda x: x.astype("int16") - 1, "labels that are not integers from 0"),
         (1, lambda x: x.astype("int32") + 9998, "labels that are not integers from 0 to 9999"),

@@ -20,20 +20,15 @@ from PIL import Image, ImageOps
 COUNTS = {"boots": 30, "caps": 12, "socks": 5}
 
 
-def write_photos(directory, images):
-    """Write images as numbered photos, dark on white."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        ImageOps.invert(Image.fromarray(image)).save(directory / f"{i:04}.png")
-
-
 @pytest.fixture(scope="module")
 def image_dir(tmp_path_factory, sample):
     """An image folder with the classes of `COUNTS`; do not change it."""
     directory = tmp_path_factory.mktemp("folder") / "images"
     for label, (name, count) in enumerate(COUNTS.items()):
+        (directory / name).mkdir(parents=True)
         images = sample.train.images[sample.train.labels == 7 + label]
-        write_photos(directory / name, images[:count])
+        for i, image in enumerate(images[:count]):  # dark on white
+            ImageOps.invert(Image.fromarray(image)).save(directory / name / f"{i:04}.png")
     return directory
 
 
@@ -51,35 +46,30 @@ def count_by_class(split):
     return np.bincount(split.labels, minlength=len(COUNTS)).tolist()
 
 
-def test_classes_and_counts_equal_keras_loader(directory, load):
+def test_classes_and_counts_equal_keras_loader_and_images_are_preprocessed(directory, load):
     (directory / "boots" / "more").mkdir()
     (directory / "boots" / "0000.png").rename(directory / "boots" / "more" / "0000.PNG")
     reference = keras.utils.image_dataset_from_directory(directory, verbose=False, batch_size=None)
     data = load(directory)
     assert list(data.class_names) == reference.class_names == list(COUNTS)
-    expected = np.bincount([int(label) for _, label in reference])
-    assert (sum(np.array(count_by_class(s)) for s in data.splits.values()) == expected).all()
+    labels = np.concatenate([split.labels for split in data.splits.values()])
+    assert sorted(labels) == sorted(int(label) for _, label in reference)
     assert data.name == "images"
     assert data.source == f"{directory} (--data-dir, 3 classes)"
-    assert data.metadata()["classes"] == list(COUNTS)
-
-
-def test_images_are_preprocessed_as_for_predict(image_dir, load):
-    data, names = load(image_dir), []
+    names = []
     for split in data.splits.values():
         for row, name in enumerate(filenames(split)):
-            expected = preprocess_image(load_image(image_dir / name))
+            expected = preprocess_image(load_image(directory / name))
             np.testing.assert_array_equal(split.images[row], expected)
             assert data.class_names[split.labels[row]] == name.split("/")[0]
             names.append(name)
-    assert sorted(names) == sorted(str(p.relative_to(image_dir)) for p in image_dir.glob("*/*"))
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert sorted(names) == sorted(str(path.relative_to(directory)) for path in files)
 
 
 def test_holdout_is_always_the_same(image_dir, load):
+    """A sixth and then a twelfth of each class, but at least one image."""
     data = load(image_dir)
-    assert count_by_class(data.test) == [30 // 6, 12 // 6, 1]
-    assert count_by_class(data.validation) == [25 // 12, 1, 1]
-    assert count_by_class(data.train) == [23, 9, 3]
     # Otherwise runs of different versions would not be comparable.
     numbers = {"boots": (2, 8, 15, 17, 28), "caps": (2, 7), "socks": (4,)}
     expected = [f"{name}/{number:04}.png" for name, group in numbers.items() for number in group]
@@ -110,9 +100,6 @@ def test_split_directories_define_the_splits(image_dir, load, tmp_path, capsys):
         assert sorted(filenames(split)) == [f"{name}/{filename}" for name in COUNTS]
     assert sum(count_by_class(data.train)) == sum(COUNTS.values()) - 6
     assert capsys.readouterr().err == ""
-    expected = preprocess_image(load_image(tmp_path / "val/socks/0002.png"))
-    row = filenames(data.validation).index("socks/0002.png")
-    np.testing.assert_array_equal(data.validation.images[row], expected)
     # Without val/, a twelfth of the training images is held out. Other directories are ignored.
     shutil.copytree(tmp_path / "val", tmp_path / "Train", dirs_exist_ok=True)
     (tmp_path / "val").rename(tmp_path / "more")
@@ -134,23 +121,6 @@ def test_split_directories_without_classes_are_no_classes(image_dir, load, tmp_p
     message = r"create train/ with one subdirectory of training images per class$"
     with pytest.raises(UserError, match=message):
         load(tmp_path)
-
-
-def test_class_names_are_compared_in_unicode_normal_form(image_dir, load, tmp_path):
-    """macOS decomposes umlauts; other systems do not, and a disk may be used by both."""
-    for split, name in ("train", "M\u00fctze"), ("test", "Mu\u0308tze"):
-        shutil.copytree(image_dir / "boots", tmp_path / split / "boots")
-        shutil.copytree(image_dir / "caps", tmp_path / split / name)
-    assert load(tmp_path).class_names == ("M\u00fctze", "boots")
-    shutil.copytree(image_dir / "caps", tmp_path / "train" / "Mu\u0308tze")
-    with pytest.raises(UserError, match=r"train: two directories are named 'Mütze'; merge them$"):
-        load(tmp_path)
-
-
-def test_classes_may_have_the_names_of_splits(directory, load):
-    (directory / "boots").rename(directory / "train")
-    (directory / "caps").rename(directory / "test")
-    assert load(directory).class_names == ("socks", "test", "train")
 
 
 def test_unusable_files_and_directories_of_systems_are_skipped(directory, load, capsys):
@@ -206,9 +176,6 @@ def test_too_few_images_raise_with_counts(image_dir, load, tmp_path):
     message = r"caps \(0 train, 1 validation, 4 test\), socks \(3 train, 1 validation, 0 test\)$"
     with pytest.raises(UserError, match=f"^{tmp_path}: {needed}: {message}"):
         load(tmp_path)
-    message = r"caps \(0 train, 0 validation, 1 test\), socks \(2 train, 1 validation, 1 test\)$"
-    with pytest.raises(UserError, match=f"{needed}: {message}"):
-        load(tmp_path / "train")
     (tmp_path / "test" / "socks").rename(tmp_path / "test" / "hats")
     message = "train/ and test/ must contain the same classes; only in one of them: hats, socks$"
     with pytest.raises(UserError, match=message):
@@ -226,13 +193,12 @@ def test_outputs_inside_data_dir_raise(image_dir, tmp_path):
             check_outputs_outside_data_dir(image_dir, {"--output-dir": tmp_path, "WANDB_DIR": path})
 
 
-def test_directory_without_classes_or_idx_files_is_no_image_folder(image_dir, tmp_path, load):
+def test_image_folder_has_classes_and_no_idx_files(image_dir, tmp_path, load):
     assert is_image_folder(image_dir)
     with pytest.raises(UserError, match="at least 2 classes are needed, but only 'images' was fou"):
         load(image_dir.parent)
-    assert not is_image_folder(SAMPLE) and not is_image_folder(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"^--data-dir: .* contains neither the four IDX files"):
-        load(tmp_path)
+    assert not is_image_folder(SAMPLE)
+    assert not is_image_folder(tmp_path) and not is_image_folder(tmp_path / "absent")
 
 
 # -------------------------------------------------------------------------------------- cache
@@ -256,6 +222,8 @@ def test_preprocessed_images_are_cached_by_checksum(image_dir, tmp_path):
         cached_path.write_bytes(content)
         np.testing.assert_array_equal(load_preprocessed(path, cache_dir), expected)
         assert cached_path.read_bytes() == complete
+    with pytest.raises(UserError, match=r"^--cache-dir: cannot write to "):
+        load_preprocessed(path, path)  # a file
 
 
 def test_each_version_has_a_directory(image_dir, tmp_path, monkeypatch):
@@ -265,9 +233,3 @@ def test_each_version_has_a_directory(image_dir, tmp_path, monkeypatch):
     load_preprocessed(image_dir / "caps" / "0000.png", tmp_path)
     names = [path.name for path in tmp_path.iterdir()]
     assert len(names) == 3 and all(name.startswith("images-") for name in names)
-
-
-def test_unwritable_cache_raises(image_dir, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^--cache-dir: cannot write to "):
-        load_preprocessed(image_dir / "caps" / "0000.png", tmp_path / "file")

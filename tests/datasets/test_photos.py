@@ -43,12 +43,13 @@ def test_image_files_are_those_that_pillow_opens(tmp_path, capsys):
     )
 
 
-def test_links_are_followed_and_loops_cut(tmp_path):
+def test_links_are_followed_and_each_directory_is_read_once(tmp_path):
     directory, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
     touch(directory, "a.png")
     touch(elsewhere, "b.png", "more/c.png")
     for link, target in (
         ("images/disk", elsewhere),
+        ("images/more-again", elsewhere / "more"),
         ("images/self", directory),
         ("images/file.png", elsewhere / "b.png"),
         ("images/up", tmp_path),
@@ -57,17 +58,6 @@ def test_links_are_followed_and_loops_cut(tmp_path):
         (tmp_path / link).symlink_to(target)
     names = [path.relative_to(directory).as_posix() for path in find_image_files(directory)]
     assert names == ["a.png", "disk/b.png", "disk/more/c.png", "file.png"]
-
-
-def test_each_directory_is_read_once(tmp_path):
-    """The number of paths without a loop grows like a factorial."""
-    directories = [tmp_path / str(i) for i in range(12)]
-    for directory in directories:
-        touch(directory, "a.png")
-        for other in directories:
-            (directory / f"to-{other.name}").symlink_to(other)
-    found = find_image_files(tmp_path)
-    assert len({path.resolve() for path in found}) == len(found) == 12
 
 
 # ------------------------------------------------------------------------------------- pixels
@@ -127,28 +117,17 @@ def test_transparent_pixels_of_a_white_garment_become_black(tmp_path):
     assert 0 < np.mean(button != image) < 0.01
 
 
-def test_images_of_the_data_set_hardly_change(tmp_path, sample):
-    changes = []
-    for image in sample.test.images[:50]:
-        path = save_image(tmp_path / "image.png", Image.fromarray(image))
-        result = preprocess_image(load_image(path))
-        changes.append(np.abs(result - image.astype(int)))
-    assert np.median(np.mean(changes, axis=(1, 2))) < 3
-
-
 @pytest.mark.parametrize(
     ("dtype", "values", "expected"),
     [
         ("uint16", [0, 4000], [0, 249]),  # 12 bits in 16
         ("uint16", [0, 65535], [0, 255]),
-        ("uint16", [0, 200], [0, 200]),
         ("int32", [0, 1000], [0, 249]),  # 10 bits
-        ("int32", [0, 2**31 - 1], [0, 255]),
+        ("float32", [0, 200.0], [0, 200]),
         ("uint16", [0, 2**15 - 1], [0, 255]),  # signed 16 bits
         ("uint32", [0, 2**32 - 1], [0, 255]),
         ("float32", [0, 0.5, 1.2], [0, 127, 255]),  # resampling overshoots
         ("int32", [-1000, 0, 1023], [0, 126, 255]),
-        ("float32", [0, 200.0], [0, 200]),
         ("float32", [0, np.nan, 1], [0, 0, 255]),
     ],
 )

@@ -1,7 +1,6 @@
 """Checkpoints: what is resumed, and which options must match."""
 
 import dataclasses
-import json
 import resource
 from types import SimpleNamespace
 
@@ -30,7 +29,7 @@ def load(sample, tmp_path):
     return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model():
     """A model after one step of Adam."""
     keras.utils.set_random_seed(0)
@@ -89,39 +88,32 @@ def test_saved_checkpoint_is_resumed(unfinished, load, model):
         np.testing.assert_array_equal(variable, value)
 
 
-def test_only_last_and_best_weights_are_kept(started, model):
+def test_last_and_best_weights_are_kept_and_patience_counts_epochs_since_the_best(started, model):
     """The first file contains the weights of the best epoch of head training."""
     assert set(map(str, contents(started))) == {"epoch-002.weights.h5", "state.json"}
+    assert not started.is_patience_exhausted(1)
     epochs = list(HEAD_EPOCHS)
-    for epoch, accuracy, kept_epochs in (4, 0.7, [2, 4]), (5, 0.875, [5]), (6, 0.875, [5, 6]):
+    for epoch, accuracy, kept_epochs, num_since_best in (
+        (4, 0.7, [2, 4], 1),
+        (5, 0.875, [5], 0),
+        (6, 0.875, [5, 6], 1),
+        (7, 0.5, [5, 7], 2),
+    ):
         epochs.append(make_epoch(epoch, accuracy))
         started.save(model, epochs)
         expected = {f"epoch-00{n}.weights.h5" for n in kept_epochs} | {"state.json"}
         assert set(map(str, contents(started))) == expected
         assert started.last_weights == f"epoch-00{epoch}.weights.h5"
         assert started.best_weights == f"epoch-00{kept_epochs[0]}.weights.h5"
+        exhausted = [patience for patience in (1, 2) if started.is_patience_exhausted(patience)]
+        assert exhausted == list(range(1, num_since_best + 1))
 
 
-def test_patience_counts_epochs_of_fine_tuning_since_the_best(started, model):
-    assert not started.is_patience_exhausted(1)
-    epochs, exhausted = list(HEAD_EPOCHS), []
-    for accuracy in 0.5, 0.875, 0.875, 0.5:
-        epochs.append(make_epoch(len(epochs) + 1, accuracy))
-        started.save(model, epochs)
-        exhausted.append((started.is_patience_exhausted(1), started.is_patience_exhausted(2)))
-    assert exhausted == [(True, False), (False, False), (True, False), (True, True)]
-
-
-def test_new_run_does_not_overwrite_an_unfinished_one(unfinished, load):
+def test_unfinished_run_is_neither_overwritten_by_a_new_nor_by_a_frozen_run(unfinished, load):
     before = contents(unfinished)
     message = r"contains an unfinished run \(epoch 4\). Use --resume to continue it,\nor delete"
     with pytest.raises(UsageError, match=message):
         load()
-    assert contents(unfinished) == before
-
-
-def test_frozen_run_ignores_a_checkpoint(unfinished, load):
-    before = contents(unfinished)
     frozen = load("--fine-tune-blocks", 0)
     assert not frozen.is_started
     frozen.mark_finished()
@@ -142,10 +134,6 @@ def test_finished_run_is_resumed_unchanged_or_replaced(unfinished, load):
 
 
 ADVICE = "; use the same options, or another --output-dir to start over$"
-IGNORED = (
-    "data_dir=elsewhere cache_dir=elsewhere wandb=offline project=mine require_accuracy=0.5 "
-    "weights=some.h5 fine_tune_learning_rate=1e-05"
-)
 COMPARED = (
     "train_size=1000 validation_size=100 test_size=100 epochs=3 batch_size=7 learning_rate=0.5 "
     "seed=1 backbone=mobilenetv2 image_size=64 features=conv4_avg flip=True hidden_units=64 "
@@ -166,20 +154,23 @@ def test_resume_with_another_option_raises_usage_error(unfinished, load):
         )
 
 
-def test_resume_compares_the_options_of_a_recipe_not_its_name(unfinished, load):
-    changes = r": --epochs \(30, now 20\), --image-size \(None, now 112\), --features .*, --dropout"
-    with pytest.raises(UsageError, match=changes + r" \(0.3, now 0.5\)" + ADVICE):
-        load("--resume", "--recipe", "fast")
-    path, recipe = unfinished.directory / "state.json", resnet50_fashion.RECIPES["fast"]
-    old = json.loads(path.read_text())
-    path.write_text(json.dumps(old | {"config": old["config"] | recipe}))
-    argv = [f"--{name}={value}" for name, value in recipe.items()]
+def test_resume_compares_the_options_of_a_recipe_not_its_name(load, model):
+    checkpoint = load("--recipe", "fast")
+    checkpoint.start(model, HEAD_EPOCHS, None)
+    argv = [f"--{name}={value}" for name, value in resnet50_fashion.RECIPES["fast"].items()]
     for arguments in ("--recipe", "fast"), argv:
-        assert load("--resume", *arguments).epochs == unfinished.epochs
+        assert load("--resume", *arguments) == checkpoint
+    changes = r": --epochs \(20, now 30\), --image-size \(112, now None\), --features .*, --dropout"
+    with pytest.raises(UsageError, match=changes + r" \(0.5, now 0.3\)" + ADVICE):
+        load("--resume")
 
 
 def test_resume_with_other_ignored_options(unfinished, load):
-    resumed = load("--resume", *(f"--{argument}" for argument in IGNORED.split()))
+    resumed = load(
+        *("--resume", "--data-dir=elsewhere", "--cache-dir=elsewhere", "--wandb=offline"),
+        *("--project=mine", "--require-accuracy=0.5", "--weights=some.h5"),
+        "--fine-tune-learning-rate=1e-05",
+    )
     assert resumed.config["fine_tune_learning_rate"] == 1e-5
     assert dataclasses.replace(resumed, config=unfinished.config) == unfinished
 
@@ -209,10 +200,7 @@ def test_batch_size_may_change_only_before_the_first_epoch(started, load, model)
 # -------------------------------------------------------------------------------------- faults
 
 
-DAMAGED = ("{", "[]", "{}", '{"config": {}, "epochs": [{"epoch": 1}]}', '{"epochs": [], "x": 1}')
-
-
-@pytest.mark.parametrize("content", DAMAGED)
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": {}, "epochs": [{"epoch": 1}]}'])
 def test_damaged_state_json_raises(content, unfinished, load):
     (unfinished.directory / "state.json").write_text(content)
     message = rf"state.json is damaged \(.*\); delete {unfinished.directory} to start over$"

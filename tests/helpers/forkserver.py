@@ -1,13 +1,14 @@
 """Processes of a script, forked from a server that has imported TensorFlow already.
 
-A process starts in a fraction of a second instead of 6 s. By default, it uses a small ResNet50 and
-stores 20 images per file of the feature cache.
+A process starts in a fraction of a second instead of 6 s. By default, it uses a small ResNet50,
+stores 20 images per file of the feature cache, and saves empty figures.
 """
 
 import importlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -20,34 +21,20 @@ import cnn_basic
 import common
 import resnet50_fashion
 from helpers.networks import use_small_chunks, use_small_resnet
-from helpers.scripts import ROOT, process_environment, skip_figure_layout, skip_figures
+from helpers.scripts import process_environment, skip_figures
 
 assert cnn_basic and resnet50_fashion
 
-SERVER = multiprocessing.get_context("forkserver") if os.name == "posix" else None
-
-
-def start_server() -> None:
-    """Start the server; its processes find the project's modules."""
-    if SERVER is None:
-        pytest.skip("needs signals and limits as on Unix")
-    SERVER.set_forkserver_preload(["helpers.forkserver"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
-        (process := SERVER.Process(target=time.sleep, args=(0,))).start()
-        process.join()
+SERVER = multiprocessing.get_context("forkserver")
 
 
 def _run(script, argv, directory, environment, limit, patches):
     """Run a script's command line in the forked process."""
-    import resource
-
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
     # As a shell starts it, also if this process was started by `nohup … &`.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for stream, name in (sys.stdout, "out"), (sys.stderr, "err"):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
         stream.reconfigure(line_buffering=True)
@@ -60,14 +47,16 @@ def _run(script, argv, directory, environment, limit, patches):
     common.run_script(module.main, module.Options, module.__doc__)
 
 
-SMALL = (use_small_resnet, use_small_chunks, skip_figure_layout)
-SMALL_WITHOUT_FIGURES = (use_small_resnet, use_small_chunks, skip_figures)
+SMALL = (use_small_resnet, use_small_chunks)
+SMALL_WITHOUT_FIGURES = (*SMALL, skip_figures)
 
 
 class ForkedScript:
     """A script in its own process, with `directory` as working and home directory."""
 
-    def __init__(self, script, directory, *argv, limit=None, patches=SMALL, **changes):
+    def __init__(
+        self, script, directory, *argv, limit=None, patches=SMALL_WITHOUT_FIGURES, **changes
+    ):
         """Start the process.
 
         Args:
@@ -114,8 +103,7 @@ class ForkedScript:
 
     @property
     def out(self):
-        path = self.directory / "out"  # written by the process
-        return path.read_text() if path.exists() else ""
+        return (self.directory / "out").read_text()
 
     @property
     def err(self):

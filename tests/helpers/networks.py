@@ -52,14 +52,8 @@ def build_small_resnet(include_top: bool, weights: None, input_shape: tuple) -> 
 
 def use_small_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `--backbone resnet50` build a small ResNet50."""
-    small = ARCHITECTURES["resnet50"]._replace(
-        build=build_small_resnet,
-        stages={
-            "conv3": "conv3_block1_out",
-            "conv4": "conv4_block1_out",
-            "conv5": "conv5_block3_out",
-        },
-    )
+    stages = {"conv3": "conv3_block1_out", "conv4": "conv4_block1_out", "conv5": "conv5_block3_out"}
+    small = ARCHITECTURES["resnet50"]._replace(build=build_small_resnet, stages=stages)
     monkeypatch.setitem(ARCHITECTURES, "resnet50", small)
 
 

@@ -99,14 +99,9 @@ def train_in_process(script: ModuleType, *argv: object) -> Result:
 
 
 def skip_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save figures empty: drawing them takes half of the time of a short run."""
-    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: None)
-
-
-def skip_figure_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn off the layout of figures and most of t-SNE, which take half of a short run's time."""
-    monkeypatch.setitem(figures.STYLE, "figure.constrained_layout.use", False)
+    """Save figures empty, after a short t-SNE: they take half of the time of a short run."""
     monkeypatch.setattr(figures, "MAX_TSNE_IMAGES", 20)
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: None)
 
 
 class CommandResult(NamedTuple):

@@ -9,7 +9,6 @@ import contextlib
 import json
 import re
 import socket
-import sys
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
@@ -86,10 +85,6 @@ class Server(ThreadingHTTPServer):
     def process_request(self, request: socket.socket, client_address: object) -> None:
         self.connections.append(request)
         super().process_request(request, client_address)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exception(), OSError):  # either side closed the connection
-            super().handle_error(request, client_address)
 
     def die(self) -> None:
         """Stop abruptly: close all connections without a response and refuse new ones."""
@@ -184,7 +179,6 @@ class Server(ThreadingHTTPServer):
         project = {"id": "p", "internalId": "p", "name": "mine", "entity": {"name": ENTITY}}
         sequence = {"__typename": "ArtifactSequence", "id": "s", "name": artifact.name}
         values = {
-            "__typename": "Artifact",
             "id": id,
             "artifactSequence": sequence | {"project": project},
             "artifactType": {"name": artifact.type},
@@ -193,7 +187,6 @@ class Server(ThreadingHTTPServer):
             "ttlDurationSeconds": -2,
             "ttlIsInherited": True,
             "tags": [],
-            "aliases": [],
             "state": "COMMITTED",
             "size": sum(map(len, artifact.files.values())),
             "fileCount": len(artifact.files),

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.scripts import ROOT, SAMPLE, parse_options, run_script
+from helpers.scripts import ROOT, SAMPLE, run_script
 
-import cnn_basic
 import resnet50_fashion
 
 PATHS = ("--data-dir", SAMPLE, "--weights", "random")
@@ -104,15 +103,6 @@ def test_speedups_are_ratios_of_medians(main, measured, monkeypatch, tmp_path):
     assert rows(tmp_path / "time_to_90.md")[0][1:4] == ["87.0 ± 0.0%", "85.0%", "36.7 min"]
 
 
-def test_rows_of_the_accuracies_are_commands_that_the_scripts_take(main):
-    scripts = {"cnn_basic.py": cnn_basic, "resnet50_fashion.py": resnet50_fashion}
-    for command in importlib.import_module("accuracy").ROWS.values():
-        script, *argv = command.split()
-        assert (ROOT / script).is_file()
-        if script in scripts and argv:
-            assert parse_options(scripts[script], *argv) != scripts[script].Options()
-
-
 def test_docs_contain_the_tables_and_readme_rounded_numbers_of_them():
     results = (ROOT / "docs" / "results.md").read_text()
     tables = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
@@ -128,13 +118,12 @@ def test_docs_contain_the_tables_and_readme_rounded_numbers_of_them():
 
 
 @pytest.mark.slow
-def test_naive_keras_measures_all_models(main, run_main, small_resnet):
+def test_naive_keras_measures_resnet50_and_its_head(main, run_main, small_resnet):
     path = Path("outputs/naive_keras/metrics.json")
-    for model in "basic", "resnet50":
-        main("naive_keras", model, *PATHS, "--train-size", 40, "--epochs", 2)
-        metrics = json.loads(path.read_text())
-        seconds = metrics["epoch_seconds"], metrics["validation_seconds"]
-        assert all(0 < validation < epoch for epoch, validation in zip(*seconds, strict=True))
+    main("naive_keras", "resnet50", *PATHS, "--train-size", 40, "--epochs", 2)
+    metrics = json.loads(path.read_text())
+    seconds = metrics["epoch_seconds"], metrics["validation_seconds"]
+    assert all(0 < validation < epoch for epoch, validation in zip(*seconds, strict=True))
     run_main(resnet50_fashion, *PATHS, "--cache-dir", "cache", "--epochs", 1)
     main("naive_keras", "head", *PATHS, "--cache-dir", "cache")
     metrics = json.loads(path.read_text())
@@ -147,34 +136,22 @@ def test_runtimes_compute_equal_features(runtime, main, small_resnet, small_chun
     if runtime != "project":
         pytest.importorskip(runtime, reason=f"needs {runtime}")
     monkeypatch.setattr("runtimes.NUM_IMAGES", 40)
-    for precision in ("float32", "bfloat16")[: 1 if runtime == "onnxruntime" else 2]:
-        main("runtimes", runtime, *PATHS, "--precision", precision)
-        metrics = json.loads(Path("outputs/runtimes/metrics.json").read_text())
-        assert metrics["difference"] < (0.005 if precision == "float32" else 0.1)
-        assert min(metrics["images_per_second"]) > 0
-
-
-@pytest.mark.slow
-def test_small_cnn_averages_over_flips_and_records_its_precision(main, run_main, sample):
-    argv = "--data-dir", SAMPLE, "--epochs", 3, "--precision", "float32"
-    result = run_main(importlib.import_module("small_cnn"), *argv)
-    assert result.metrics["weights"] == {"source": "none", "precision": "float32"}
-    probabilities = result.model.predict_on_batch(sample.test.images)
-    flipped = result.model.predict_on_batch(np.flip(sample.test.images, axis=2).copy())
-    np.testing.assert_allclose(probabilities, flipped, atol=1e-5)
-    accuracy = (probabilities.argmax(axis=1) == sample.test.labels).mean()
-    assert accuracy == result.metrics["test"]["accuracy"] > 0.3
+    main("runtimes", runtime, *PATHS)
+    metrics = json.loads(Path("outputs/runtimes/metrics.json").read_text())
+    assert metrics["difference"] < 0.005 and min(metrics["images_per_second"]) > 0
 
 
 @pytest.mark.slow
 def test_commands_run(tmp_path):
     for script, *argv in (
-        ("accuracy.py", "--rows", "basic", "--seeds", 0, "--epochs", 2, "--output", "."),
+        ("accuracy.py", "--rows", "basic", "small", "--seeds", 0, "--epochs", 3, "--output", "."),
         ("speed.py", "baseline", "--rounds", 1, "--output", "."),
         ("learning_curve.py", "--counts", 6, "--seeds", 0, "--output", "curve.md"),
     ):
         done = run_script(tmp_path, f"benchmarks/{script}", *argv, *PATHS)
         assert done.returncode == 0, done.stdout + done.stderr
-    accuracies = rows(tmp_path / "curve.md")[0][1:] + rows(tmp_path / "accuracy.md")[0][2:5]
-    assert all(10 < float(cell.split("%")[0]) < 100 for cell in accuracies)
+    basic, small = rows(tmp_path / "accuracy.md")
+    for cell in rows(tmp_path / "curve.md")[0][1:] + basic[2:5] + small[2:5]:
+        assert 10 < float(cell.split("%")[0]) < 100
+    assert small[8] in ("float32", "bfloat16", "float16")
     assert all(row[1].endswith(" s") for row in rows(tmp_path / "baseline.md"))

@@ -5,8 +5,6 @@ import math
 from fashion.datasets.splits import CLASS_NAMES
 from fashion.results.evaluation import (
     Evaluation,
-    Predictions,
-    evaluate,
     nearest_neighbors,
     predict_views,
     sample_rows,
@@ -19,7 +17,6 @@ import numpy as np
 import pytest
 import sklearn.model_selection
 import sklearn.neighbors
-from scipy.spatial.distance import pdist
 from scipy.special import softmax
 
 import cnn_basic
@@ -53,8 +50,8 @@ def test_predictions_are_averaged_over_views_and_computed_in_batches(monkeypatch
     assert predictions.embeddings.dtype == np.float16
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_embeddings_of_a_head_are_without_dropout_and_within_float16(policy):
+def test_embeddings_of_a_head_are_without_dropout_and_within_float16():
+    policy = "mixed_bfloat16"
     inputs = keras.Input((4,), dtype="float16")
     x = keras.layers.Dense(4, kernel_initializer="identity", dtype=policy)(inputs)
     x = keras.layers.Dropout(0.9, dtype=policy)(keras.layers.Rescaling(100, dtype=policy)(x))
@@ -138,62 +135,36 @@ def test_most_confident_errors_are_sorted_errors(random_evaluation):
     assert e.most_confident_errors(7).tolist() == errors[:7]
 
 
-def test_evaluate_uses_the_labels_of_each_split(sample):
-    predictions = {}
-    for num_wrong, (name, split) in enumerate(sample.splits.items()):
-        probabilities = np.eye(10)[split.labels]
-        probabilities[:num_wrong] = np.roll(probabilities[:num_wrong], 1, axis=1)
-        predictions[name] = Predictions(probabilities, np.empty(0))
-    evaluations = evaluate(predictions, sample)
-    for num_wrong, (name, split) in enumerate(sample.splits.items()):
-        assert evaluations[name].accuracy == pytest.approx(1 - num_wrong / split.size)
-        assert evaluations[name].class_names == CLASS_NAMES
-
-
 # -------------------------------------------------------------------------- neighbors and t-SNE
 
 
-@pytest.mark.parametrize("block", [700, 10_000])
-def test_nearest_neighbors_equal_brute_force(block, monkeypatch):
-    monkeypatch.setattr("fashion.results.evaluation.NEIGHBORS_BLOCK", block)
-    others = RNG.normal(5, 1, (3000, 40)).astype("float16")
+@pytest.mark.parametrize("num_others", [3, 3000])
+def test_nearest_neighbors_equal_brute_force(num_others, monkeypatch):
+    monkeypatch.setattr("fashion.results.evaluation.NEIGHBORS_BLOCK", 999)  # the last has 3 rows
+    others = RNG.normal(5, 1, (num_others, 40)).astype("float16")
     queries = RNG.normal(5, 1, (7, 40)).astype("float16")
-    queries[3] = others[1234]  # a duplicate
+    queries[3] = others[-2]  # a duplicate
     neighbors = nearest_neighbors(queries, others, 4)
     distances = np.linalg.norm(queries[:, None].astype("float64") - others, axis=2)
     indices = np.argsort(distances, axis=1)[:, :4]
     np.testing.assert_array_equal(neighbors.indices, indices)
     expected = np.take_along_axis(distances, indices, axis=1)
     np.testing.assert_allclose(neighbors.distances, expected, rtol=1e-5)
-    assert (neighbors.indices[3, 0], neighbors.distances[3, 0]) == (1234, 0)
+    assert (neighbors.indices[3, 0], neighbors.distances[3, 0]) == (num_others - 2, 0)
 
 
-def test_nearest_neighbors_of_few_or_none():
-    assert nearest_neighbors(np.ones((2, 3)), np.zeros((3, 3)), 4).indices.shape == (2, 3)
-    assert len(nearest_neighbors(np.ones((0, 3)), np.zeros((3, 3)), 4).indices) == 0
-
-
-def test_tsne_separates_groups():
+@pytest.mark.parametrize("noise", [0, 0.1])  # without noise: as saturated probabilities
+def test_tsne_separates_groups_also_of_equal_rows(noise):
     """In the plane, the nearest neighbors of nearly all rows are of their group."""
-    labels = np.arange(300) % 6
-    values = (RNG.normal(size=(300, 20)) + 8 * np.eye(20)[labels]).astype("float32")
-    points = tsne(values)
-    assert points.shape == (300, 2)
+    labels = np.arange(500) % 10
+    points = tsne((np.eye(10)[labels] + noise * RNG.normal(size=(500, 10))).astype("float32"))
+    assert points.shape == (500, 2)
     classifier = sklearn.neighbors.KNeighborsClassifier(5)
     correct = sklearn.model_selection.cross_val_predict(classifier, points, labels) == labels
     assert correct.mean() > 0.98
-    np.testing.assert_array_equal(tsne(values), points)
 
 
-def test_tsne_keeps_equal_rows_of_different_groups_apart():
-    """As saturated probabilities."""
-    labels = np.arange(1000) % 10
-    points = tsne(np.eye(10, dtype="float32")[labels])
-    centers = np.stack([points[labels == label].mean(axis=0) for label in range(10)])
-    assert pdist(centers).min() > 1
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 31])
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 31])
 def test_tsne_of_few_or_equal_rows(num_rows):
     for values in RNG.normal(size=(num_rows, 2)), np.ones((num_rows, 3)):
         points = tsne(values.astype("float32"))
