@@ -1,12 +1,10 @@
-"""The baseline: network, options, training, errors."""
+"""The baseline: options, training, errors."""
 
-import dataclasses
 import functools
-import re
 
 from fashion.errors import UserError
-from fashion.results.output import OUTPUT_FILES
 
+import keras
 import numpy as np
 import pytest
 from helpers.scripts import SAMPLE, Result, skip_figures, train_in_process
@@ -53,9 +51,10 @@ def by_default(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_all_options(tmp_path_factory):
-    """The result with the arguments of all rows of `OPTIONS`."""
+    """The result with the arguments of all rows of `OPTIONS`, and an accuracy that is reached."""
     argv = [arg for option_argv, _ in OPTIONS.values() for arg in option_argv]
-    return train_in_process(cnn_basic, *FAST, *argv, "--output-dir", tmp_path_factory.mktemp("all"))
+    argv += ["--require-accuracy", 0.05, "--output-dir", tmp_path_factory.mktemp("all")]
+    return train_in_process(cnn_basic, *FAST, *argv)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -65,34 +64,14 @@ def test_option_takes_effect(option, by_all_options, by_default):
     assert not check(by_default), "the check passes without the option"
 
 
-def test_data_dir_and_batch_size_take_effect(run, by_default):
-    result = run("--batch_size=176")
+def test_batch_size_takes_effect(run, by_default):
     # 10 steps an epoch instead of 55.
-    assert result.history[0]["loss"] > 1.2 * by_default.history[0]["loss"]
-    assert result.metrics["data"]["source"].startswith(str(SAMPLE))
-
-
-def test_every_option_is_tested():
-    here = OPTIONS.keys() | {"data_dir", "batch_size"}
-    here |= {"seed", "output_dir", "require_accuracy", "wandb"}
-    elsewhere = {"project", "predict", "export", "cache_dir"}
-    assert {field.name for field in dataclasses.fields(cnn_basic.Options)} == here | elsewhere
-
-
-def test_build_model_equals_numpy():
-    model = cnn_basic.build_model(7, num_classes=10)
-    rng = np.random.default_rng(0)
-    weights = [rng.normal(size=w.shape) for w in model.weights]
-    model.set_weights(weights)
-    images = rng.integers(0, 256, (5, 28, 28)).astype("uint8")
-    hidden = np.maximum(0, images.reshape(5, 784) / 255 @ weights[0] + weights[1])
-    logits = hidden @ weights[2] + weights[3]
-    expected = np.exp(logits - logits.max(axis=1, keepdims=True))
-    expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(model.predict(images, verbose=0), expected, rtol=1e-3, atol=1e-6)
+    assert run("--batch_size=176").history[0]["loss"] > 1.2 * by_default.history[0]["loss"]
 
 
 def test_metrics_depend_on_the_seed_only(run, by_default):
+    """In a notebook, another script may have set its precision before."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
     assert run("--seed", 0).deterministic_metrics() == by_default.deterministic_metrics()
     assert run("--seed", 1).deterministic_metrics() != by_default.deterministic_metrics()
 
@@ -117,23 +96,13 @@ def test_nan_loss_raises_and_writes_nothing(run, tmp_path):
 
 def test_output_dir_require_accuracy_and_disabled_wandb(command_line, tmp_path, monkeypatch):
     skip_figures(monkeypatch)
-    argv = (*FAST, "--wandb", "disabled", "--output_dir=here", "--require-accuracy")
-    done = command_line(cnn_basic, *argv, 0.99)
+    argv = (*FAST, "--wandb", "disabled", "--output_dir=here", "--require-accuracy", 0.99)
+    done = command_line(cnn_basic, *argv)
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["here"]  # no wandb directory
     # All files are written although the accuracy is too low.
     assert done.code == 1
-    assert re.fullmatch(
-        r"cnn_basic.py: error: validation accuracy 0\.\d+ is below the required 0.99\n", done.err
-    )
     metrics = Result(tmp_path / "here").metrics
     assert metrics["validation"]["accuracy"] != metrics["test"]["accuracy"]
-    assert f"validation accuracy {metrics['validation']['accuracy']:.4f} is below" in done.err
-    again = command_line(cnn_basic, *argv, 0.1)
-    assert again.code == 0
-    assert f"will be overwritten: {', '.join(OUTPUT_FILES)}\n" in again.out
-
-
-@pytest.mark.slow
-def test_run_on_the_complete_data_set_reaches_documented_accuracy(fashion_mnist_dir, run_main):
-    result = run_main(cnn_basic, "--data-dir", fashion_mnist_dir)
-    assert result.metrics["test"]["accuracy"] >= 0.865
+    accuracy = metrics["validation"]["accuracy"]
+    message = f"validation accuracy {accuracy:.4f} is below the required 0.99"
+    assert done.err == f"cnn_basic.py: error: {message}\n"

@@ -81,12 +81,11 @@ def test_models_of_an_older_keras_predict_equally_without_warnings(models_dir, t
         np.testing.assert_allclose(predictions, expected, rtol=0, atol=bound, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["basic", "fine_tuned"])
-def test_predict_with_a_model_of_an_older_keras_prints_no_warnings(name, models_dir, tmp_path):
+def test_predict_with_a_model_of_an_older_keras_prints_no_warnings(models_dir, tmp_path):
     Image.fromarray(images()[0]).save(tmp_path / "image.png")
-    (tmp_path / "model.keras").write_bytes((models_dir / name / "model.keras").read_bytes())
-    script = f"{MODELS[name][0].__name__}.py"
-    done = run_script(tmp_path, script, "--predict", "image.png", "--output-dir", tmp_path)
+    (tmp_path / "model.keras").write_bytes((models_dir / "fine_tuned" / "model.keras").read_bytes())
+    argv = ("--predict", "image.png", "--output-dir", tmp_path)
+    done = run_script(tmp_path, "resnet50_fashion.py", *argv)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("image.png")
 

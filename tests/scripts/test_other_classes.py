@@ -51,7 +51,7 @@ def test_metrics_report_and_model_have_the_class_names(completed, data_dir):
     assert result.model.output_shape == (None, 3)
 
 
-def test_wandb_has_the_class_names(completed, data_dir):
+def test_wandb_has_the_class_names(completed):
     run = read_wandb_run(completed)
     (files,) = completed.glob("wandb/offline-run-*/files")
     history = {key: value for row in run.rows for key, value in row.items()}
@@ -63,49 +63,37 @@ def test_wandb_has_the_class_names(completed, data_dir):
     assert {row["Actual"] for row in tables["test/confusion_matrix_table"]} == set(NAMES)
     shown = collections.Counter(row["true"] for row in tables["test/examples"])
     assert shown == dict.fromkeys(NAMES, 10)
-    size = run.summary["config"]["data"]["train"]
-    assert run.started["run_group"] == f"{size}-train-images-of-{data_dir.name}"
-    assert run.started["tags"] == [data_dir.name]
 
 
 def test_predict_uses_the_class_names_of_the_model(completed, command_line, tmp_path, data_dir):
     outputs = tmp_path / "outputs" / "cnn_basic"
     outputs.mkdir(parents=True)
     shutil.copy(completed / "outputs" / "cnn_basic" / "model.keras", outputs)  # only the model
-    data = load_sample(data_dir)
-    for i, image in enumerate(data.test.images[:6]):
+    images = load_sample(data_dir).test.images[:6]
+    for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     done = command_line(cnn_basic, "--predict", *sorted(tmp_path.glob("*.png")))
     assert done.code == 0, done.err
-    *lines, blank, table, figure = done.out.splitlines()
+    *lines, blank, _table, _figure = done.out.splitlines()
     assert len(lines) == 6 and not blank
-    assert "user_predictions.csv" in table and "user_predictions.png" in figure
-    for line in lines:
-        assert all(name in line for name in NAMES)
+    assert all(name in line for line in lines for name in NAMES)
     model = keras.saving.load_model(outputs / "model.keras")
-    predicted = model.predict(data.test.images[:6], verbose=0).argmax(axis=1)
+    predicted = model.predict(images, verbose=0).argmax(axis=1)
     # Preprocessing hardly changes images of the data set.
-    printed = [line.split(".png  ")[1] for line in lines]
-    agree = [text.startswith(NAMES[i]) for text, i in zip(printed, predicted, strict=True)]
+    agree = [f".png  {NAMES[i]}" in line for line, i in zip(lines, predicted, strict=True)]
     assert np.mean(agree) >= 0.8
 
 
-@pytest.mark.parametrize(
-    "more_argv",
-    [
-        pytest.param((), marks=[pytest.mark.slow, pytest.mark.versions]),
-        ("--fine-tune-blocks", 1, "--fine-tune-epochs", 1),
-    ],
-    ids=len,
-)
+@pytest.mark.slow
+@pytest.mark.versions
 def test_resnet50_and_fine_tuning_have_the_number_of_classes(
-    more_argv, run_main, data_dir, shared_cache_dir, small_resnet
+    run_main, data_dir, shared_cache_dir, small_resnet
 ):
     result = run_main(
         resnet50_fashion,
         *("--data-dir", data_dir, "--weights", "random", "--image-size", 64, "--epochs", 2),
         *("--train-size", 60, "--validation-size", 20, "--test-size", 20, "--flip"),
-        *("--cache-dir", shared_cache_dir, *more_argv),
+        *("--fine-tune-blocks", 1, "--fine-tune-epochs", 1, "--cache-dir", shared_cache_dir),
     )
     assert result.model.output_shape == (None, 3)
     assert [row["class"] for row in result.metrics["test"]["per_class"]] == list(NAMES)

@@ -12,12 +12,9 @@ from helpers.wandb_runs import read_wandb_run
 import cnn_basic
 import resnet50_fashion
 
-# Additional options that shorten a trial.
-SMALL = ("--train-size", "20", "--validation-size", "20", "--test-size", "20")
-SWEEPS = {
-    "cnn_basic": (cnn_basic, ()),
-    "resnet50_head": (resnet50_fashion, ("--weights", "random", *SMALL)),
-}
+# The script of each sweep, and additional options that shorten a trial.
+SMALL = ("--weights", "random", "--image-size", "64", "--train-size", "20", "--test-size", "20")
+SWEEPS = {"cnn_basic": (cnn_basic, ()), "resnet50_head": (resnet50_fashion, SMALL)}
 
 
 @pytest.fixture
@@ -49,7 +46,6 @@ def test_sweep_is_valid_and_its_parameters_are_options(name, sweeps):
     config = load_sweep(name)
     assert config["program"] == f"{script.__name__}.py"
     assert schema_violations_from_proposed_config(config) == []
-    assert schema_violations_from_proposed_config(config | {"method": "guess"})
     for entry in config["parameters"].values():
         if "min" in entry:
             assert type(entry["min"]) is type(entry["max"]) is float
@@ -81,10 +77,6 @@ def test_trial_logs_the_metric_of_the_sweep(name, sweeps, tmp_path):
     by_epoch = [row["epoch/val_accuracy"] for row in run.rows if "epoch/val_accuracy" in row]
     assert logged == [max(by_epoch[: i + 1]) for i in range(len(by_epoch))]
     assert run.summary["summary"][metric] == max(by_epoch)
-    # Trials log no model and no neighbors: a sweep would upload hundreds.
-    assert run.artifacts("dataset") and not run.artifacts("model")
-    keys = {key for row in run.rows for key in row}
-    assert "test/mistakes.path" in keys and "test/nearest_neighbors.path" not in keys
 
     # W&B's search uses the metric, and its early termination stops a worse trial.
     def as_run(name, state, values):
