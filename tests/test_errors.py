@@ -83,6 +83,7 @@ FULL_GPU = "Failed copying input tensor from CPU:0 to GPU:0: Dst tensor is not i
     ("lap", "main", "advice"),
     [
         ("", raising(MemoryError()), ""),  # --predict and --export
+        ("extraction", raising(MemoryError()), " during extraction; try a smaller --image-size"),
         pytest.param(
             "training",
             lambda: tf.zeros([10**14]),  # 400 TB; TensorFlow tries for 10 s
