@@ -74,8 +74,11 @@ def main(options: Options) -> None:
             name: evaluation.predict_views(model, split.images[:, None])  # one view
             for name, split in data.splits.items()
         }
-        evaluations = evaluation.evaluate(predictions, data)  # accuracy with interval, per class …
-        comparison = output.save_results(run, model, predictions, evaluations)
+        # One factor of the logits makes the confidence agree with the accuracy.
+        temperature = evaluation.fit_temperature(predictions["validation"], data.validation)
+        evaluations = evaluation.evaluate(predictions, data, temperature)  # accuracy, per class, …
+        model = evaluation.calibrate(model, temperature)
+        comparison = output.save_results(run, model, predictions, evaluations, temperature)
     output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)
 

@@ -195,7 +195,6 @@ def build_feature_extractor(
     no time, and other `--features` may need them from the cache.
 
     Args:
-        backbone: Backbone.
         names: Features that the head takes.
         tuned_network: Fine-tuned copy of its network, whose weights are taken instead, if any.
     """
@@ -334,13 +333,14 @@ def main(options: Options) -> None:
         run.lap("evaluation")
         if options.fine_tune_blocks:
             features = FeatureCache(None, extractor, names).load_splits(data.splits, options.flip)
-        predictions = {
-            split_name: evaluation.predict_views(head, values)  # averaged over the views
-            for split_name, values in features.items()
-        }
-        evaluations = evaluation.evaluate(predictions, data)  # accuracy with 95% CI, per class, …
+        # Averaged over the views.
+        predictions = {name: evaluation.predict_views(head, x) for name, x in features.items()}
+        # Label smoothing makes the head underconfident, which one factor of the logits corrects.
+        temperature = evaluation.fit_temperature(predictions["validation"], data.validation)
+        evaluations = evaluation.evaluate(predictions, data, temperature)  # accuracy, per class, …
         model = build_full_model(extractor, names, head, options.flip)
-        comparison = output.save_results(run, model, predictions, evaluations)
+        model = evaluation.calibrate(model, temperature)
+        comparison = output.save_results(run, model, predictions, evaluations, temperature)
         checkpoint.mark_finished()
     output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)

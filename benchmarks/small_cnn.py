@@ -99,10 +99,12 @@ def main(options: Options) -> None:
         for name, split in data.splits.items():
             views = np.stack([split.images, split.images[:, :, ::-1]], axis=1)
             predictions[name] = evaluation.predict_views(model, views)
-        evaluations = evaluation.evaluate(predictions, data)
+        temperature = evaluation.fit_temperature(predictions["validation"], data.validation)
+        evaluations = evaluation.evaluate(predictions, data, temperature)
         averages = (model(images) + model(keras.ops.flip(images, axis=2))) / 2
         full_model = keras.Model(images, averages, name="small_cnn")
-        comparison = output.save_results(run, full_model, predictions, evaluations)
+        full_model = evaluation.calibrate(full_model, temperature)
+        comparison = output.save_results(run, full_model, predictions, evaluations, temperature)
     output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)
 

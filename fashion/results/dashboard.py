@@ -43,7 +43,7 @@ def log_results(
     )
     # Without the metrics per class, which are tables.
     summary = run.metadata | {"test": test.summary()}
-    for part in "train", "validation", "test", "parameters", "memory", "seconds":
+    for part in "train", "validation", "test", "calibration", "parameters", "memory", "seconds":
         for name, value in summary[part].items():
             wandb_run.summary[f"{part}/{name}"] = value
     images = {f"report/{Path(name).stem}": wandb.Image(str(directory / name)) for name in FIGURES}

@@ -58,21 +58,29 @@ def save_results(
     model: keras.Model,
     predictions: dict[str, Predictions],
     evaluations: dict[str, Evaluation],
+    temperature: float,
 ) -> Comparison:
     """Write all output files atomically, and log them to W&B; return what `print_summary` prints.
 
     Args:
         run: Run with at least one epoch.
         model: uint8 (N, 28, 28) images → (N, classes) probabilities.
-        predictions: Predictions of the model by the name of the split.
-        evaluations: Evaluations of the predictions by the name of the split.
+        predictions: Predictions before the calibration, by the name of the split.
+        evaluations: Evaluations of the calibrated predictions, by the name of the split.
+        temperature: Temperature of the calibration.
     """
     run.lap("saving")
     output_dir = run.options.output_dir
-    mistakes = evaluations["test"].most_confident_errors(NUM_NEIGHBOR_MISTAKES)
+    test = evaluations["test"]
+    mistakes = test.most_confident_errors(NUM_NEIGHBOR_MISTAKES)
     neighbors = nearest_neighbors(
         predictions["test"].embeddings[mistakes], predictions["train"].embeddings, NUM_NEIGHBORS
     )
+    uncalibrated = Evaluation(predictions["test"].probabilities, test.labels, test.class_names)
+    run.metadata["calibration"] = {
+        "temperature": temperature,
+        "uncalibrated_error": uncalibrated.expected_calibration_error,  # of the test images
+    }
     with staging_dir(output_dir) as directory:
         comparison = _write_files(directory, run, model, evaluations, neighbors)
         size = sum(path.stat().st_size for path in directory.iterdir())

@@ -16,7 +16,7 @@ def predictions(sample) -> dict[str, Predictions]:
 
 @pytest.fixture(scope="session")
 def evaluations(predictions, sample) -> dict[str, Evaluation]:
-    return evaluation.evaluate(predictions, sample)
+    return evaluation.evaluate(predictions, sample, temperature=1)
 
 
 @pytest.fixture(scope="session")
@@ -43,5 +43,5 @@ def saved_run(tmp_path_factory, sample, predictions, evaluations, model) -> Run:
         patch.setenv("WANDB_DIR", str(root))
         with open_run(sample, root / "output", "--wandb", "offline", "--project", "mine") as run:
             run.lap("evaluation")
-            output.save_results(run, model, predictions, evaluations)
+            output.save_results(run, model, predictions, evaluations, temperature=1)
     return run

@@ -2,12 +2,16 @@
 
 import math
 
-from fashion.datasets.splits import CLASS_NAMES
+from fashion.datasets.splits import CLASS_NAMES, Split
 from fashion.results.evaluation import (
     Evaluation,
+    Predictions,
+    calibrate,
+    fit_temperature,
     nearest_neighbors,
     predict_views,
     sample_rows,
+    scale,
     tsne,
     wilson_interval,
 )
@@ -62,6 +66,41 @@ def test_embeddings_of_a_head_are_without_dropout_and_within_float16():
     np.testing.assert_allclose(predictions.embeddings, expected, rtol=0.01)
     np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, rtol=1e-6)
     assert predictions.probabilities.dtype == np.float32
+
+
+# --------------------------------------------------------------------------------- calibration
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.6])
+def test_fitted_temperature_is_the_true_one(true_temperature):
+    logits = RNG.normal(0, 2, (20_000, 10))
+    probabilities = softmax(logits, axis=1).astype("float32")
+    thresholds = softmax(logits / true_temperature, axis=1).cumsum(axis=1)
+    labels = (thresholds > RNG.random((20_000, 1))).argmax(axis=1)  # drawn from these
+    temperatures = []
+    for size in 20_000, 199:  # too few
+        split = Split(np.empty(0), labels[:size], np.arange(size), 10)
+        predictions = Predictions(probabilities[:size], np.empty(0))
+        temperatures.append(fit_temperature(predictions, split))
+    assert temperatures == [pytest.approx(true_temperature, rel=0.05), 1]
+    before, after = (
+        Evaluation(np.asarray(values), labels, CLASS_NAMES)
+        for values in (probabilities, scale(probabilities, temperatures[0]))
+    )
+    assert before.expected_calibration_error > 0.1
+    assert after.expected_calibration_error < 0.01
+    assert np.array_equal(before.predicted, after.predicted)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.6, 10])
+def test_calibrated_model_returns_scaled_probabilities(temperature, tmp_path):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.ops.softmax(inputs))
+    logits = RNG.normal(0, 30, (100, 4)).astype("float32")  # many probabilities are 0
+    expected = softmax(np.log(softmax(logits, axis=1).clip(1e-7, 1)) / temperature, axis=1)
+    calibrate(model, temperature).save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_allclose(loaded.predict(logits, verbose=0), expected, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------- metrics

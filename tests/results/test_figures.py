@@ -166,8 +166,8 @@ def test_plot_neighbors_shows_nearest_training_images_next_to_each_error(
 
 def test_all_figures_without_errors(sample, model, tmp_path):
     predictions = make_predictions(sample, num_errors=0)
-    evaluations = evaluate(predictions, sample)
-    output.save_results(open_run(sample, tmp_path), model, predictions, evaluations)
+    evaluations = evaluate(predictions, sample, temperature=1)
+    output.save_results(open_run(sample, tmp_path), model, predictions, evaluations, 1)
     assert {path.name for path in tmp_path.iterdir()} >= set(FIGURES)
     (axes,) = figures.plot_mistakes(evaluations=evaluations, data=sample).axes
     assert "The 0 most confident of 0 errors" in axes.get_title()

@@ -32,7 +32,7 @@ def read_rows(path):
 def save(model, predictions, evaluations, monkeypatch):
     """Save a run, with empty figures."""
     skip_figures(monkeypatch)
-    return lambda run: output.save_results(run, model, predictions, evaluations)
+    return lambda run: output.save_results(run, model, predictions, evaluations, temperature=1)
 
 
 # ---------------------------------------------------------------------------- output directory
