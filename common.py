@@ -45,7 +45,7 @@ def make_dataset(
         return inputs[rows], labels[rows]
 
     def gather_batch(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # The arrays may be gigabytes, and as tensors, TensorFlow would copy them twice.
+        # The arrays may be gigabytes; TensorFlow would copy them twice to make them tensors.
         batch = tf.numpy_function(gather, [rows], [inputs.dtype, labels.dtype], stateful=False)
         for values, array in zip(batch, (inputs, labels), strict=True):
             values.set_shape((None, *array.shape[1:]))

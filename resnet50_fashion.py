@@ -15,8 +15,8 @@ from fashion.backbones.backbone import ARCHITECTURES, STAGES, Backbone, load_bac
 from fashion.backbones.feature_cache import FeatureCache
 from fashion.backbones.folding import copy_network
 from fashion.errors import UsageError
-from fashion.fine_tuning import training as fine_tuning
 from fashion.fine_tuning.checkpoint import load_checkpoint
+from fashion.fine_tuning.training import train as fine_tune
 from fashion.results import evaluation, output
 from fashion.run import Run
 
@@ -76,9 +76,9 @@ class Options(opt.SharedOptions):
     recipe: str = opt.option(
         "plain",
         "named defaults for the other options; plain: conv5 at 224×224; fast: conv3 and conv4 at "
-        "112×112; best: the best frozen one, with flips; tuned: fine-tuned (an hour or more)",
+        "112×112; best: the most accurate without fine-tuning; tuned: fine-tuned (an hour or more)",
         opt.choice(RECIPES),
-        section="recipe (chosen for resnet50)",
+        section="recipe (its values were chosen with resnet50)",
         may_change=True,  # the options that it sets may not
     )
     backbone: str = opt.option(
@@ -136,7 +136,7 @@ class Options(opt.SharedOptions):
         5e-4, "peak learning rate of AdamW, decayed to 0", opt.positive_float
     )
     resume: bool = opt.option(
-        False, "continue after the last finished epoch in --output-dir", bool, local=True
+        False, "continue after the last finished epoch in --output-dir", bool, affects_results=False
     )
 
     def __post_init__(self) -> None:
@@ -149,7 +149,7 @@ class Options(opt.SharedOptions):
 
 
 def compute_features(
-    backbone: Backbone, network: keras.Model, names: tuple[str, ...]
+    backbone: Backbone, network: keras.Model, feature_names: tuple[str, ...]
 ) -> dict[str, keras.KerasTensor]:
     """Return pooled outputs of stages by name, such as "conv4_avg": float32 (N, channels).
 
@@ -157,11 +157,11 @@ def compute_features(
 
     Args:
         backbone: Backbone, which knows the layers of its stages.
-        network: Network of the backbone, or a copy of it.
-        names: Features to compute.
+        network: Copy of the network of the backbone.
+        feature_names: Features to compute.
     """
     features = {}
-    for name in names:
+    for name in feature_names:
         stage, kind = name.split("_")
         x = pool(network.get_layer(backbone.stages[stage]).output, kind)
         features[name] = keras.ops.sign(x) * keras.ops.log(1 + keras.ops.abs(x))
@@ -186,23 +186,23 @@ def pool(activations: keras.KerasTensor, kind: str) -> keras.KerasTensor:
 
 
 def build_feature_extractor(
-    backbone: Backbone, names: tuple[str, ...], tuned_network: keras.Model | None = None
+    backbone: Backbone, feature_names: tuple[str, ...], tuned_network: keras.Model | None = None
 ) -> keras.Model:
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
     It contains a copy of the network with batch normalization folded into the convolutions. Average
-    and maximum of all stages up to the last one in `names` are included: they take
-    no time, and other `--features` may need them from the cache.
+    and maximum of the stages are included, since they take no time and other `--features` may need
+    them from the cache.
 
     Args:
-        names: Features that the head takes.
+        feature_names: Features that the head takes.
         tuned_network: Fine-tuned copy of its network, whose weights are taken instead, if any.
     """
-    stages = STAGES[: 1 + max(STAGES.index(name.split("_")[0]) for name in names)]
+    stages = STAGES[: 1 + max(STAGES.index(name.split("_")[0]) for name in feature_names)]
     others = [f"{stage}_{kind}" for stage in stages for kind in ("avg", "max")]
     images = keras.Input((28, 28), dtype="uint8", name="images")
     network = copy_network(backbone.network, backbone.preprocess(images), source=tuned_network)
-    features = compute_features(backbone, network, tuple(dict.fromkeys([*names, *others])))
+    features = compute_features(backbone, network, tuple(dict.fromkeys([*feature_names, *others])))
     return keras.Model(images, {name: keras.ops.cast(x, "float16") for name, x in features.items()})
 
 
@@ -219,7 +219,7 @@ def build_head(train_features: np.ndarray, num_classes: int, options: Options) -
     normalization.adapt(train_features[:5000, 0].astype("float32"))
 
     inputs = keras.Input(train_features.shape[2:], dtype="float32", name="features")
-    # Clipped, since values of a channel of variance 0 in training would exceed the float16 range.
+    # Clipped, since a channel that is constant in training is divided by nearly 0.
     x = keras.ops.clip(normalization(inputs), -10, 10)
     if options.hidden_units:
         x = keras.layers.Dense(options.hidden_units, activation="relu")(x)
@@ -270,15 +270,15 @@ def train_head(
 
 
 def build_full_model(
-    extractor: keras.Model, names: tuple[str, ...], head: keras.Model, flip: bool
+    extractor: keras.Model, feature_names: tuple[str, ...], head: keras.Model, flip: bool
 ) -> keras.Model:
     """Combine extractor and head: uint8 (N, 28, 28) → probabilities, averaged over the views."""
     # In float32, since LiteRT (--export) cannot concatenate float16 values.
-    features = [keras.ops.cast(extractor.output[name], "float32") for name in names]
-    predict = keras.Model(extractor.input, head(keras.ops.concatenate(features, axis=1)))
+    features = [keras.ops.cast(extractor.output[name], "float32") for name in feature_names]
+    one_view = keras.Model(extractor.input, head(keras.ops.concatenate(features, axis=1)))
     images = keras.Input((28, 28), dtype="uint8", name="images")
     views = [images, keras.ops.flip(images, axis=2)] if flip else [images]
-    predictions = [predict(view) for view in views]
+    predictions = [one_view(view) for view in views]
     return keras.Model(images, sum(predictions) / len(predictions), name="resnet50_fashion")
 
 
@@ -287,11 +287,11 @@ def main(options: Options) -> None:
     machine.set_precision(options.precision)
     data = common.load_fashion_mnist(options)  # splits: train, validation, test
 
-    names = FEATURE_SETS[options.features]
+    feature_names = FEATURE_SETS[options.features]
     backbone = load_backbone(options.backbone, options.image_size, options.weights, options.seed)
     if options.fine_tune_blocks:
-        backbone.last_blocks(names, options.fine_tune_blocks)  # an error before long work
-    extractor = build_feature_extractor(backbone, names)
+        backbone.last_blocks(feature_names, options.fine_tune_blocks)  # an error before long work
+    extractor = build_feature_extractor(backbone, feature_names)
     checkpoint = load_checkpoint(options, data, backbone)  # new, unless --resume continues a run
 
     weights_metadata = backbone.metadata(options.weights)
@@ -300,7 +300,7 @@ def main(options: Options) -> None:
         # read from disk afterwards: float16 (N, views, channels). The second view is the flip.
         # The key contains name, image size, precision and a checksum of the weights.
         run.lap("extraction")
-        cache = FeatureCache(options.cache_dir / backbone.key, extractor, names)
+        cache = FeatureCache(options.cache_dir / backbone.key, extractor, feature_names)
         features = cache.load_splits(data.splits, options.flip, log=run.log_metrics)
         run.metadata["extraction"] = {"images_per_second": cache.images_per_second}
 
@@ -315,9 +315,9 @@ def main(options: Options) -> None:
             del features  # up to 3 GB
             # Trains the last blocks of a copy of the network together with the head, in place, on
             # augmented images: AdamW, warm-up and cosine decay, label smoothing 0.1.
-            tuned_network = fine_tuning.train(
+            tuned_network = fine_tune(
                 backbone,
-                names,
+                feature_names,
                 compute_features,
                 head,
                 run,
@@ -328,17 +328,17 @@ def main(options: Options) -> None:
                 learning_rate=options.fine_tune_learning_rate,
                 patience=options.patience,
             )
-            extractor = build_feature_extractor(backbone, names, tuned_network)
+            extractor = build_feature_extractor(backbone, feature_names, tuned_network)
 
         run.lap("evaluation")
         if options.fine_tune_blocks:
-            features = FeatureCache(None, extractor, names).load_splits(data.splits, options.flip)
-        # Averaged over the views.
+            cache = FeatureCache(None, extractor, feature_names)
+            features = cache.load_splits(data.splits, options.flip)
         predictions = {name: evaluation.predict_views(head, x) for name, x in features.items()}
         # Label smoothing makes the head underconfident, which one factor of the logits corrects.
         temperature = evaluation.fit_temperature(predictions["validation"], data.validation)
         evaluations = evaluation.evaluate(predictions, data, temperature)  # accuracy, per class, …
-        model = build_full_model(extractor, names, head, options.flip)
+        model = build_full_model(extractor, feature_names, head, options.flip)
         model = evaluation.calibrate(model, temperature)
         comparison = output.save_results(run, model, predictions, evaluations, temperature)
         checkpoint.mark_finished()

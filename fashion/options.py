@@ -92,7 +92,7 @@ def option(
     type: ArgType | type[bool],
     *,
     section: str | None = None,
-    local: bool = False,
+    affects_results: bool = True,
     may_change: bool = False,
 ) -> Any:
     """Return a dataclass field that is also a command-line option.
@@ -102,11 +102,12 @@ def option(
         help: Text of `--help`.
         type: Type of its value; `bool` adds a `--no-…` counterpart.
         section: Title of the section of `--help` that begins with this option, if any.
-        local: Whether it does not affect the results: directories, W&B, actions.
-        may_change: Whether it may change on `--resume`, as local options may.
+        affects_results: False for output and cache directory, W&B, checks and actions.
+        may_change: Whether it may change on `--resume`; what does not affect the results may.
     """
     metadata: dict[str, object] = {"help": help, "type": type, "section": section}
-    metadata |= {"local": local, "may_change": local or may_change}
+    metadata["affects_results"] = affects_results
+    metadata["may_change"] = may_change or not affects_results
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -141,7 +142,10 @@ class SharedOptions:
         may_change=True,
     )
     cache_dir: Path = option(
-        default_cache_dir(), "cache for preprocessed images of image folders", directory, local=True
+        default_cache_dir(),
+        "cache for preprocessed images of image folders",
+        directory,
+        affects_results=False,
     )
     train_size: int | None = option(None, "train on N images (default: all, 55000)", positive_int)
     validation_size: int | None = option(None, "validate on N (default: all, 5000)", positive_int)
@@ -150,30 +154,33 @@ class SharedOptions:
     epochs: int = option(10, "passes over the training images", positive_int, section="training")
     batch_size: int = option(32, "images per training step", positive_int)
     learning_rate: float = option(1e-3, "learning rate of Adam", positive_float)
-    seed: int = option(0, "random seed of the training", seed_value)
+    seed: int = option(0, "random seed of all training", seed_value)
 
     output_dir: Path = option(
         Path("outputs"),
         "directory for the model, its metrics, figures and report.html",
         directory,
         section="results",
-        local=True,
+        affects_results=False,
     )
     require_accuracy: float | None = option(
         None,
         "exit with code 1 if the validation accuracy is below X (default: no check)",
         fraction,
-        local=True,
+        affects_results=False,
     )
     wandb: str = option(
         "auto",
         "mode of Weights & Biases; auto: as W&B is configured, which is online by default; without "
         "an API key or a server, runs are offline",
         choice(("auto", "online", "offline", "disabled")),
-        local=True,
+        affects_results=False,
     )
     project: str | None = option(
-        None, "W&B project (default: $WANDB_PROJECT or fashion-mnist)", project_name, local=True
+        None,
+        "W&B project (default: $WANDB_PROJECT or fashion-mnist)",
+        project_name,
+        affects_results=False,
     )
 
     predict: list[Path] | None = option(
@@ -181,13 +188,13 @@ class SharedOptions:
         "classify image files, or all images in a directory",
         paths,
         section="actions on the model in --output-dir, instead of training",
-        local=True,
+        affects_results=False,
     )
     export: list[str] | None = option(
         None,
         "export the model for other runtimes, and check that the probabilities agree",
         choice(EXPORT_FORMATS)._replace(action="extend", nargs="+"),
-        local=True,
+        affects_results=False,
     )
 
 
@@ -201,10 +208,11 @@ def config(options: SharedOptions) -> dict[str, object]:
 
 
 def recipe_defaults(options: SharedOptions) -> dict[str, object]:
-    """Return the `config` of the script and its recipe without any other option."""
+    """Return the `config` that no option but `--recipe` would give."""
     defaults = config(type(options)())
-    recipe = getattr(options, "recipe", None)
-    return defaults | {"recipe": recipe} | options.recipes[recipe] if recipe else defaults
+    if recipe := getattr(options, "recipe", None):
+        defaults |= {"recipe": recipe} | options.recipes[recipe]
+    return defaults
 
 
 class _Parser(argparse.ArgumentParser):

@@ -46,31 +46,31 @@ def parameter_counts(model: keras.Model) -> dict[str, int]:
     }
 
 
-def _define_metrics(run: wandb.Run) -> None:
-    run.define_metric("epoch/*", step_metric="epoch/epoch")
-    run.define_metric("epoch/val_accuracy", step_metric="epoch/epoch", summary="max,last")
-    run.define_metric("best/val_accuracy", step_metric="epoch/epoch")
-    run.define_metric("features/*", step_metric="features/images")
+def _define_metrics(wandb_run: wandb.Run) -> None:
+    wandb_run.define_metric("epoch/*", step_metric="epoch/epoch")
+    wandb_run.define_metric("epoch/val_accuracy", step_metric="epoch/epoch", summary="max,last")
+    wandb_run.define_metric("best/val_accuracy", step_metric="epoch/epoch")
+    wandb_run.define_metric("features/*", step_metric="features/images")
 
 
-def _log_epochs(epochs: Sequence[EpochMetrics], run: wandb.Run) -> None:
+def _log_epochs(epochs: Sequence[EpochMetrics], wandb_run: wandb.Run) -> None:
     """Log the last of `epochs`, and the best of them."""
     best = best_epoch(epochs)
     metrics = {f"epoch/{name}": value for name, value in asdict(epochs[-1]).items()}
     # Sweeps can only maximize a logged metric, not the maximum of a logged metric.
-    run.log(metrics | {"best/val_accuracy": best.val_accuracy})
-    run.summary["best/epoch"] = best.epoch
+    wandb_run.log(metrics | {"best/val_accuracy": best.val_accuracy})
+    wandb_run.summary["best/epoch"] = best.epoch
 
 
 class EpochLogger(keras.callbacks.Callback):
     """Record the metrics, learning rate and seconds of each epoch, and log them to W&B."""
 
     def __init__(
-        self, log: Callable[[LogFunction], None], epochs: Sequence[EpochMetrics] = ()
+        self, log_with: Callable[[LogFunction], None], epochs: Sequence[EpochMetrics] = ()
     ) -> None:
-        """Create a logger that continues after `epochs`; `log` is that of a `Run`."""
+        """Create a logger that continues after `epochs`; `log_with` is that of a `Run`."""
         super().__init__()
-        self._log = log
+        self._log_with = log_with
         self.epochs = list(epochs)
         self.nan_loss_hint = "try a lower --learning-rate"  # for the message if training diverges
 
@@ -95,7 +95,7 @@ class EpochLogger(keras.callbacks.Callback):
                     f"training diverged: loss is {loss} in epoch {epoch + 1}; {self.nan_loss_hint}"
                 )
         self.epochs.append(metrics)
-        self._log(functools.partial(_log_epochs, tuple(self.epochs)))
+        self._log_with(functools.partial(_log_epochs, tuple(self.epochs)))
 
 
 class Run:
@@ -145,7 +145,7 @@ class Run:
         self._start_wandb = functools.partial(
             wandb_session.start,
             config=self.metadata["config"] | {name: self.metadata[name] for name in names},
-            # Runs are comparable only if trained on the same images, so group by training set.
+            # A group contains the runs with the same training images.
             group=f"{data.train.size}-train-images"
             + ("" if data.slug == "fashion-mnist" else f"-of-{data.slug}"),
             tags=[data.slug],
@@ -163,7 +163,10 @@ class Run:
         self.epoch_logger = EpochLogger(self.log_with, epochs)
 
     def lap(self, name: str) -> None:
-        """End the current lap, whose seconds are recorded, and begin another one."""
+        """End the current lap, whose seconds are recorded, and begin another one.
+
+        The last lap, saving, is only part of the total.
+        """
         errors.raise_if_terminated()
         now = time.perf_counter()
         if self._lap_name:
@@ -188,13 +191,13 @@ class Run:
 
     def log_metrics(self, values: dict[str, float]) -> None:
         """Log numbers to the W&B run."""
-        self.log_with(lambda run: run.log(values))
+        self.log_with(lambda wandb_run: wandb_run.log(values))
 
     def finish(self, exit_code: int = 0) -> None:
         """Finish the W&B run; if W&B has failed, log everything again to an offline run."""
         if not self.wandb_run:
             return
-        error = wandb_session.call(lambda run: run.finish(exit_code), self.wandb_run)
+        error = wandb_session.call(lambda wandb_run: wandb_run.finish(exit_code), self.wandb_run)
         if error := self._wandb_error or error:
             reason = f"W&B failed ({wandb_session.first_line(error)})"
             if self.wandb_run.sweep_id:  # W&B allows one run for each trial
@@ -206,7 +209,10 @@ class Run:
                     wandb.teardown()  # so that a new one can start
             try:
                 self.wandb_run = self._start_wandb("offline", run_id=secrets.token_hex(4))
-                for function in (*self._log_functions, lambda run: run.finish(exit_code)):
+                for function in (
+                    *self._log_functions,
+                    lambda wandb_run: wandb_run.finish(exit_code),
+                ):
                     function(self.wandb_run)
             except (UserError, OSError, wandb.Error) as copy_error:
                 print(f"W&B: could not save the copy ({wandb_session.first_line(copy_error)}).")

@@ -34,7 +34,7 @@ DEFAULTS: dict[str, object] = {
     "finish_timeout": 15,
     "finish_timeout_raises": True,
 }
-# Timeout in seconds of a request that checks API key and server; with retries, the check takes 8 s.
+# Seconds of a request that checks API key and server; W&B's retries make that 8 s at most.
 SERVER_TIMEOUT = 5
 # After these errors, a run continues without W&B. If the process of W&B was killed, for example for
 # lack of memory, each call raises a `ConnectionError`.
@@ -54,7 +54,7 @@ def is_disabled(mode: str) -> bool:
 
 
 def read_settings() -> wandb.Settings:
-    """Return the W&B settings of the user, from the environment and from settings files."""
+    """Return the W&B settings of the user; first set variables that keep W&B quiet."""
     os.environ.setdefault("WANDB_SILENT", "true")  # otherwise W&B asks for a missing API key
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # delays the exit without a server
     cache_dir = wandb.env.get_cache_dir()
@@ -135,16 +135,16 @@ def start(
     return run
 
 
-def _init(mode: str, resolved: Any, **init_kwargs: Any) -> wandb.Run:
-    """Call `wandb.init` with the resolved mode, or "offline" if there is no key or no server."""
-    if resolved not in ("offline", "dryrun"):
+def _init(requested_mode: str, mode: Any, **init_kwargs: Any) -> wandb.Run:
+    """Call `wandb.init` with the mode, or "offline" if there is no key or no server."""
+    if mode not in ("offline", "dryrun"):
         try:
             wandb.Api(timeout=SERVER_TIMEOUT)
-            run = wandb.init(mode=resolved, **init_kwargs)
+            run = wandb.init(mode=mode, **init_kwargs)
             print(f"W&B: {run.url}")
             return run
         except wandb.errors.UsageError:  # no API key
-            if mode == "online":
+            if requested_mode == "online":
                 print("W&B: no API key, so this run is offline; `wandb login` stores one.")
         except wandb.Error as error:
             print(f"W&B: could not connect, so this run is offline ({first_line(error)}).")
@@ -174,7 +174,7 @@ def call(function: LogFunction, run: wandb.Run, upload_seconds: int = 0) -> Exce
     except Exception as error:
         if not type(error).__module__.startswith("wandb."):
             raise
-        return error  # of a class of its own, if the process of W&B was killed while it answers
+        return error  # of an internal class, if the process of W&B was killed while answering
     return None
 
 

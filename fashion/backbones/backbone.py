@@ -32,9 +32,9 @@ class Architecture(NamedTuple):
     preprocess_input: Callable  # expects RGB in [0, 255]; identity if the network preprocesses
     image_size: int  # default of keras.applications
     weights_url: str  # download URL, shown in the error message if the download fails
-    block_start_pattern: str  # regular expression that matches each block's first layer
-    # {stage: layer whose output ends it}. Inverted residual blocks have narrow inputs, which they
-    # first expand up to six times: there it is the expanded input of the next block.
+    block_start_pattern: str  # matches the name of a layer whose input is that of the block
+    # {stage: layer whose output ends it}. Inverted residual blocks have narrow outputs, which the
+    # next block first expands; there, the expansion ends the stage.
     stages: dict[str, str]
 
 
@@ -93,7 +93,7 @@ class Backbone:
     """A pretrained network, which is only used through copies (`folding.copy_network`)."""
 
     name: str  # key of `ARCHITECTURES`
-    network: keras.Model  # float RGB (N, size, size, 3) → final activations; frozen
+    network: keras.Model  # preprocessed images (N, size, size, 3) → final activations; frozen
 
     @property
     def stages(self) -> dict[str, str]:
@@ -101,13 +101,17 @@ class Backbone:
         return ARCHITECTURES[self.name].stages
 
     def last_blocks(self, names: Collection[str], num_blocks: int) -> set[str]:
-        """Return the names of all layers of the last blocks before the features `names`."""
+        """Return the names of all layers of the last blocks before the features `names`.
+
+        Too many blocks are a `UsageError`.
+        """
         last_stage = max(name.split("_")[0] for name in names)
         output = self.network.get_layer(self.stages[last_stage]).output
         pattern, layers = ARCHITECTURES[self.name].block_start_pattern, self.network.layers
         inputs = [layer.input for layer in layers if re.fullmatch(pattern, layer.name)]
         inputs.append(self.network.output)  # "input" of what follows the last block
-        # The block after the stage is the last one whose input has the resolution of the stage.
+        # The next block, which may halve the resolution, is the last one with an input of that of
+        # the stage.
         end = max(i for i, x in enumerate(inputs) if x.shape[1] == output.shape[1])
         if num_blocks > end:
             raise UsageError(
@@ -136,7 +140,7 @@ class Backbone:
         return f"v{FEATURES_VERSION}-{self.name}-{size}-{precision}-{self.weights_sha256[:16]}"
 
     def metadata(self, source: str) -> dict[str, str]:
-        """Return source, checksum and precision of the weights, as recorded in metrics.json."""
+        """Return source and checksum of the weights, and the precision of the computation."""
         sha256, precision = self.weights_sha256, machine.precision()
         return {"source": source, "sha256": sha256, "precision": precision}
 

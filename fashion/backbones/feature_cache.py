@@ -2,8 +2,9 @@
 
 It has a directory per backbone, image size, precision and weights, in it a directory per split, in
 it a file per chunk of images, feature and view. Files are written atomically, and every process on
-a machine computes the same bytes for a file. An interrupted run, or two runs at once, therefore do
-no harm, and later runs continue from the files that exist.
+a machine computes the same bytes for a file (on another one, the last bits may differ). An
+interrupted run, or two runs at once, therefore do no harm, and later runs continue from the files
+that exist.
 """
 
 import itertools
@@ -28,7 +29,7 @@ import numpy as np
 # 10,000, and more is hardly faster.
 CHUNK_SIZE = 125
 
-Log = Callable[[dict[str, float]], None]
+LogMetrics = Callable[[dict[str, float]], None]
 
 
 class Chunk(NamedTuple):
@@ -52,7 +53,7 @@ class FeatureCache:
     # Images and seconds of each computed chunk.
     _steps: list[tuple[int, float]] = field(default_factory=list, init=False)
 
-    def load(self, split: Split, flip: bool, log: Log | None = None) -> np.ndarray:
+    def load(self, split: Split, flip: bool, log: LogMetrics | None = None) -> np.ndarray:
         """Return features of the N selected images of a split: float16 (N, views, channels).
 
         The views are the image and, with `flip`, its horizontal flip. The channels are those of
@@ -75,13 +76,14 @@ class FeatureCache:
         num_channels = sum(self.extractor.output[name].shape[1] for name in self.names)
         features = np.empty((split.size, 1 + flip, num_channels), "float16")
         for chunk in itertools.chain(with_progress(shuffled, "Features", CHUNK_SIZE), cached):
-            rows = features[chunk.rows, chunk.view]
+            target = features[chunk.rows, chunk.view]
             values = self._read_or_compute(chunk, log)
-            np.concatenate([values[name][: len(rows)] for name in self.names], axis=1, out=rows)
+            arrays = [values[name][: len(target)] for name in self.names]
+            np.concatenate(arrays, axis=1, out=target)
         return features
 
     def load_splits(
-        self, splits: dict[str, Split], flip: bool, log: Log | None = None
+        self, splits: dict[str, Split], flip: bool, log: LogMetrics | None = None
     ) -> dict[str, np.ndarray]:
         """Return the features of the selected images of each split, by its name, as `load` does."""
         return {name: self.load(split, flip, log) for name, split in splits.items()}
@@ -107,14 +109,14 @@ class FeatureCache:
             if not path.exists()
         )
         print(
-            f"Features: {num_images:,} images, each processed once; {files.format_bytes(size)}, "
-            f"cached in {directory}",
+            f"Features: extracting those of {num_images:,} images and flips, "
+            f"{files.format_bytes(size)}, to {directory}",
             flush=True,
         )
         with files.staging_dir(directory, "--cache-dir") as temporary_dir:
             files.check_disk_space(temporary_dir, size)
 
-    def _read_or_compute(self, chunk: Chunk, log: Log | None) -> dict[str, np.ndarray]:
+    def _read_or_compute(self, chunk: Chunk, log: LogMetrics | None) -> dict[str, np.ndarray]:
         """Return the features of a chunk, float16 (N, channels) each, at least those of `names`."""
         stored = {}
         for name in self.names if chunk.paths else ():
@@ -138,7 +140,7 @@ class FeatureCache:
         self._update_rate(log)
         return features
 
-    def _update_rate(self, log: Log | None) -> None:
+    def _update_rate(self, log: LogMetrics | None) -> None:
         images, seconds = (sum(values) for values in zip(*self._steps, strict=True))
         metrics = {"features/images": images, "features/seconds": seconds}
         if len(self._steps) > 1:

@@ -9,7 +9,7 @@ import numpy as np
 
 def copy_network(
     network: keras.Model,
-    rgb: keras.KerasTensor,
+    inputs: keras.KerasTensor,
     source: keras.Model | None = None,
     trained: Collection[str] = (),
     batch_norm_class: type[keras.Layer] = keras.layers.BatchNormalization,
@@ -22,7 +22,7 @@ def copy_network(
 
     Args:
         network: Network of `keras.applications`; it is not changed.
-        rgb: Inputs of the copy, float32 (N, size, size, 3).
+        inputs: Inputs of the copy, preprocessed images, float32 (N, size, size, 3).
         source: Earlier copy of the network, for example a trained one, that has the weights; by
             default the network itself.
         trained: Names of the layers that stay as they are and trainable, among them
@@ -51,14 +51,14 @@ def copy_network(
             config["use_bias"] = True
         return type(layer).from_config(config)
 
+    # Without the mask that recorded calls carry, since not every layer accepts one.
     def call_layer(layer: keras.Layer, *args: Any, mask: object = None, **kwargs: Any) -> Any:
-        # Recorded calls carry a mask that not every layer accepts.
         skipped = keras.layers.BatchNormalization | keras.layers.Dropout
         if isinstance(layer, skipped) and layer.name not in trained:
             return args[0]
         return layer(*args, **kwargs)
 
-    copy = keras.models.clone_model(network, rgb, copy_layer, call_layer)
+    copy = keras.models.clone_model(network, inputs, copy_layer, call_layer)
     for layer in copy.layers:
         if layer.weights and layer.name in source_layers:
             # None if the convolution has no normalization, or one that `source` has folded.
@@ -86,7 +86,7 @@ def _weights(
         return layer.get_weights()
     gamma, beta, mean, variance = batch_norm_parameters(batch_norm)
     scale = gamma / np.sqrt(variance + batch_norm.epsilon)
-    kernel, *bias = layer.get_weights()
+    kernel, *biases = layer.get_weights()  # one bias or none
     is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)  # (height, width, channels, 1)
     kernel = kernel * scale.reshape(kernel.shape[-2:] if is_depthwise else -1)
-    return [kernel, (sum(bias) - mean) * scale + beta]
+    return [kernel, (sum(biases) - mean) * scale + beta]

@@ -17,13 +17,13 @@ RECALIBRATION_IMAGES = 2000
 MAX_SHIFT_PIXELS = 1  # of augmented images; 2 was not better
 WEIGHT_DECAY = 0.05  # of kernels
 
-# (backbone, the network or a copy of it, feature names) → {name: float32 (N, channels)}
+# (backbone, copy of its network, feature feature_names) → {name: float32 (N, channels)}
 FeatureFunction = Callable[[Backbone, keras.Model, tuple[str, ...]], dict[str, keras.KerasTensor]]
 
 
 def train(
     backbone: Backbone,
-    names: tuple[str, ...],
+    feature_names: tuple[str, ...],
     compute_features: FeatureFunction,
     head: keras.Model,
     run: Run,
@@ -39,10 +39,10 @@ def train(
 
     Args:
         backbone: Backbone; it is not changed.
-        names: Features that the head takes.
+        feature_names: Features that the head takes.
         compute_features: Function that pools the features of a copy of the network.
-        head: Trained head, (N, channels of all features) → (N, classes); trained further, in place.
-            If the checkpoint is started, its weights are those of the checkpoint.
+        head: Head, (N, channels of all features) → (N, classes), trained further, in place. It is
+            already trained, unless the checkpoint is started: then its weights are loaded.
         run: Run with the epochs so far.
         checkpoint: Checkpoint to start from, if it is started; written after each epoch.
         learning_rate: Peak learning rate, after warm-up.
@@ -57,10 +57,10 @@ def train(
     network = folding.copy_network(
         backbone.network,
         backbone.preprocess(augmentation(images)),
-        trained=backbone.last_blocks(names, num_blocks),
+        trained=backbone.last_blocks(feature_names, num_blocks),
         batch_norm_class=batch_norm.BatchNormalization,
     )
-    features = compute_features(backbone, network, names).values()
+    features = compute_features(backbone, network, feature_names).values()
     model = keras.Model(images, head(keras.ops.concatenate(list(features), axis=1)))
 
     batches = Batches(data.train, batch_size)
@@ -165,7 +165,7 @@ class Batches(keras.utils.PyDataset):
         self.order = np.arange(split.size)
 
     def shuffle(self, seed: int, epoch: int) -> None:
-        """Set the order of an epoch, in `on_epoch_begin`: Keras has read no batch of it yet."""
+        """Set the order of an epoch; to be called in `on_epoch_begin`, before Keras reads it."""
         self.order = np.random.default_rng([seed, epoch]).permutation(len(self.order))
 
     def __len__(self) -> int:

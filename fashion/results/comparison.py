@@ -15,7 +15,7 @@ import numpy as np
 
 HEADER = ("model", "train images", "validation", "test (95% CI)", "time")
 MIN_DISAGREEMENTS = 10  # fewer are too few for the interval of a paired difference
-# Besides local options; the test images are compared by checksum and number.
+# Besides those that do not affect the results; test images are compared by checksum and number.
 IGNORED_OPTIONS = {"seed", "data_dir", "test_size"}
 Metrics = dict[str, Any]  # contents of metrics.json
 
@@ -41,7 +41,9 @@ def compare(run: Run, directory: Path) -> Comparison:
     """
     this = _table_row(run.metadata)
     fields = dataclasses.fields(run.options)
-    ignored = IGNORED_OPTIONS | {field.name for field in fields if field.metadata["local"]}
+    ignored = IGNORED_OPTIONS | {
+        field.name for field in fields if not field.metadata["affects_results"]
+    }
     candidates = []
     for path in run.options.output_dir.resolve().parent.glob("*/metrics.json"):
         with contextlib.suppress(Exception):  # ignore unreadable files
@@ -63,7 +65,7 @@ def _is_comparable(this: Metrics, other: Metrics, ignored: set[str]) -> bool:
         {name: value for name, value in metrics["config"].items() if name not in ignored}
         for metrics in (this, other)
     )
-    # With the same data, tests of equal size have the same images.
+    # With the same data, equally many test images are the same images.
     has_same_images = all(this["data"][key] == other["data"][key] for key in ("sha256", "test"))
     return has_same_images and this_options != other_options and not other.get("sweep")
 

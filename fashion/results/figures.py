@@ -47,8 +47,8 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,  # dollar signs in names are not formulas
 }
-# The later fonts supply characters that the first one lacks: Linux, Windows, macOS.
-FALLBACK_FONTS = (
+# The others supply characters that the first one lacks, on Linux, Windows and macOS.
+FONTS = (
     "DejaVu Sans",
     "Noto Sans CJK JP",
     "Microsoft YaHei",
@@ -294,8 +294,8 @@ def save_figures(directory: Path, **results: object) -> None:
 
     Args:
         directory: Directory.
-        results: epochs, data, evaluations by the name of the split, and neighbors of the
-            `NUM_NEIGHBOR_MISTAKES` most confident errors among the training images.
+        results: epochs, data, evaluations by the name of the split, and neighbors: the nearest
+            training images of the `NUM_NEIGHBOR_MISTAKES` most confident errors.
     """
     with plot_style():
         for name, plot in FIGURES.items():
@@ -306,7 +306,7 @@ def save_figures(directory: Path, **results: object) -> None:
 def plot_style() -> Iterator[None]:
     """Apply `STYLE` in place of the user's style; warn about characters that no font contains."""
     installed = matplotlib.font_manager.get_font_names()
-    fonts = {"font.family": [font for font in FALLBACK_FONTS if font in installed]}
+    fonts = {"font.family": [font for font in FONTS if font in installed]}
     style = matplotlib.style.context(["default", STYLE, fonts])
     with warnings.catch_warnings(record=True) as caught, style:
         yield

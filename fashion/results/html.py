@@ -88,13 +88,13 @@ def training_command(options: SharedOptions) -> str:
     do not affect the result; private paths are replaced as in `public_config`.
     """
     values = public_config(options)
-    defaults = recipe_defaults(options) | {"recipe": "plain"}
+    defaults = recipe_defaults(options) | {"recipe": "plain"}  # so another recipe is printed
     argv = []
     # The recipe first, the others in the order of the fields.
     for field in sorted(dataclasses.fields(options), key=lambda field: field.name != "recipe"):
         name, value = field.name, values[field.name]
-        # None is the default of all options that may have this value.
-        if field.metadata["local"] or value in (None, defaults[name]):
+        # An option is None only by default.
+        if not field.metadata["affects_results"] or value in (None, defaults[name]):
             continue
         if isinstance(value, bool):
             argv.append(flag(name if value else f"no_{name}"))

@@ -62,7 +62,7 @@ def test_training_command_contains_every_option_that_affects_the_result(script):
     expected, name = COMMANDS[script], script.Options.script_name
     fields = dataclasses.fields(script.Options)
     flags = {word for word in expected.split() if word.startswith("--")}
-    assert flags == {flag(field.name) for field in fields if not field.metadata["local"]}
+    assert flags == {flag(field.name) for field in fields if field.metadata["affects_results"]}
     local = LOCAL_ARGV if script == cnn_basic else (*LOCAL_ARGV, "--resume")
     options = parse_options(script, *with_paths(expected), *local)
     assert training_command(options) == f"python {name}.py {expected}"
