@@ -4,9 +4,8 @@ The benchmark writes to --output: accuracy.md, a table; frontier.png, a figure o
 minutes; and runs/, one file per run with its results, processor and versions. Table and figure
 contain every row with stored runs. A run that has a file is skipped, so an interrupted benchmark
 resumes where it stopped; a run that was interrupted while fine-tuning is resumed, and its time is
-not recorded. To repeat a run, delete its file; to repeat the first run of a row, delete the row's
-files; after a code change, delete runs/. Each row has its own feature cache in --work-dir: its
-first run starts with an empty cache, later ones use its features.
+not recorded. Each row has its own feature cache in --work-dir: its first run starts with an empty
+cache. To repeat a row, delete its files.
 
 The naive Keras script would take hours for ten epochs. Its time is extrapolated from a few images,
 and its accuracy is that of its head on the cached features of the row `plain`, which must run
@@ -42,10 +41,11 @@ ROWS = {
 MAX_SEEDS = {"naive": 1, "tuned": 3}  # an extrapolation; an hour per run
 MAX_SEEDS |= {row: 3 for row, command in ROWS.items() if "--backbone" in command}
 SPLITS = ("train", "validation", "test")
-HEADER = ["command", "seeds", *SPLITS, "first run", "later runs", "memory", "precision, weights"]
+HEADER = ["command", "seeds", *SPLITS, "calibration error", "first run", "later", "memory", "with"]
 CAPTION = (
     "Mean ± standard deviation over the seeds, from 0 on (one seed: with the 95% CI over the test "
-    "images); median times of complete commands without W&B (first runs have an empty cache); "
+    "images); expected calibration error on the test images before and after calibration, mean; "
+    "median times of complete commands without W&B (first runs have an empty cache); "
     "largest peak memory"
 )
 Result = dict[str, Any]  # contents of a file in runs/
@@ -55,12 +55,10 @@ def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     epilog = "Other options, such as --epochs, are passed on to the scripts."
     parser = runner.argument_parser(__doc__, epilog=epilog, allow_abbrev=False)
-    text = f"rows to run, of one backbone if --weights is a file: {', '.join(ROWS)} (default: all; "
-    text += "without a name: none, only write table and figure)"
+    text = f"rows to run: {', '.join(ROWS)} (default: all; without a name: only write the table)"
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, metavar="ROW", help=text)
-    text = "seeds of each row (default: 0 1 2 3 4; at most three for long rows)"
-    seeds = [0, 1, 2, 3, 4]
-    parser.add_argument("--seeds", nargs="+", type=int, default=seeds, metavar="N", help=text)
+    text = "seeds of each row (default: 0 to 4; at most three for long rows)"
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(5), metavar="N", help=text)
     text = "directory of the table, the figure and the runs' results (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy"), help=text)
     text = "directory of features and interrupted runs (default: %(default)s)"
@@ -127,9 +125,14 @@ def run_naive(options: argparse.Namespace) -> Result:
 
 def summarize(metrics: Result, seconds: float | None) -> Result:
     """Return what is stored of metrics.json."""
+    errors = []  # naive_keras.py is not calibrated
+    if "calibration" in metrics:
+        errors.append(metrics["calibration"]["uncalibrated_error"])
+        errors.append(metrics["test"]["expected_calibration_error"])
     return {
         "accuracy": {name: metrics[name]["accuracy"] for name in SPLITS},
         "accuracy_ci95": metrics["test"]["accuracy_ci95"],
+        "calibration_errors": errors,
         "seconds": seconds,
         "memory": metrics["peak_gb"],
         "precision": metrics["weights"].get("precision"),  # not recorded by cnn_basic.py
@@ -140,8 +143,9 @@ def summarize(metrics: Result, seconds: float | None) -> Result:
 def read_runs(output: Path) -> dict[str, list[Result]]:
     """Return the stored runs of each row that has any, in the order of `ROWS`."""
     paths = {row: sorted((output / "runs").glob(f"{row}-*.json")) for row in ROWS}
-    runs = {row: [json.loads(path.read_text()) for path in paths[row]] for row in ROWS}
-    return {row: runs[row] for row in ROWS if runs[row]}
+    return {
+        row: [json.loads(path.read_text()) for path in paths[row]] for row in ROWS if paths[row]
+    }
 
 
 # -------------------------------------------------------------------------- table and figure
@@ -166,11 +170,13 @@ def table_row(row: str, runs: Sequence[Result]) -> list[str]:
     """Return the cells of a row below `HEADER`."""
     times = [median_seconds(runs, first) for first in (True, False)]
     first_time, later_time = (runner.format_duration(time) if time else "–" for time in times)
+    errors = zip(*(run["calibration_errors"] for run in runs), strict=True)
     details = [run[name] for name in ("precision", "weights") for run in runs if run[name]]
     return [
         f"`python {ROWS[row]}`",
         str(len(runs)),
         *(format_accuracy(runs, split) for split in SPLITS),
+        " → ".join(f"{statistics.mean(values):.3f}" for values in errors) or "–",
         f"{first_time} (extrapolated)" if row == "naive" else first_time,
         later_time,
         runner.format_memory(run["memory"] for run in runs),
@@ -203,10 +209,10 @@ def plot_frontier(table: dict[str, list[Result]], path: Path) -> None:
         axes.plot(list(minutes.values()), [mean] * len(minutes), ":", color=color)
         for first, x in minutes.items():
             face = color if first and row != "naive" else "white"
-            style = {"color": color, "markerfacecolor": face, "capsize": 3}
-            axes.errorbar(x, mean, deviation, fmt="o", **style)
-        style = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(row, (max(minutes.values()), mean), color=color, **style)
+            axes.errorbar(x, mean, deviation, fmt="o", color=color, markerfacecolor=face, capsize=3)
+        end = max(minutes.values()), mean
+        label = ROWS[row].removeprefix("resnet50_fashion.py ").removeprefix("benchmarks/")
+        axes.annotate(label, end, (8, 0), textcoords="offset points", va="center", color=color)
     axes.set_xscale("log")
     axes.set_xlabel("minutes, complete command (hollow: with cached features, or extrapolated)")
     axes.set_ylabel("test accuracy, % (mean ± standard deviation)")

@@ -102,8 +102,7 @@ def main(options: Options) -> None:
         temperature = evaluation.fit_temperature(predictions["validation"], data.validation)
         evaluations = evaluation.evaluate(predictions, data, temperature)
         averages = (model(images) + model(keras.ops.flip(images, axis=2))) / 2
-        full_model = keras.Model(images, averages, name="small_cnn")
-        full_model = evaluation.calibrate(full_model, temperature)
+        full_model = evaluation.calibrate(keras.Model(images, averages), temperature)
         comparison = output.save_results(run, full_model, predictions, evaluations, temperature)
     output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)

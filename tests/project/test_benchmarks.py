@@ -40,6 +40,8 @@ def measured(monkeypatch, main):
         (output_dir / "history.csv").write_text("epoch,seconds\n1,9\n2,0.5\n")
         values = {"train": 0.9, "validation": 0.87, "test": 0.84 + 0.02 * len(commands)}
         metrics = {k: {"accuracy": x, "accuracy_ci95": [x - 0.02, x]} for k, x in values.items()}
+        metrics["test"]["expected_calibration_error"] = 0.02 * len(commands)
+        metrics |= {"calibration": {"uncalibrated_error": 0.08}}
         metrics |= {"weights": {"precision": "bfloat16"}, "versions": VERSIONS, "peak_gb": 0.8}
         metrics |= {"command_seconds": 80.0 * len(commands), "difference": 0.012}
         metrics |= {"images_per_second": [90.0, 60.0, 60.0], "validation_seconds": [9, 4, 4, 8]}
@@ -67,7 +69,7 @@ def test_stored_runs_are_not_repeated_and_make_the_table(main, measured):
     assert command == "`python resnet50_fashion.py --recipe fast`"
     assert cells[:4] == ["2", "90.00 ± 0.00%", "87.00 ± 0.00%", "87.00 ± 1.41%"]
     # Without a cache of its features, each made-up run is a first one.
-    assert cells[4:] == ["2.0 min", "–", "0.8 GB", "bfloat16, a.h5"]
+    assert cells[4:] == ["0.080 → 0.030", "2.0 min", "–", "0.8 GB", "bfloat16, a.h5"]
     assert "2 cores of CPU; Python 3, TensorFlow 2.21, Keras 3.15" in table.read_text()
     assert Path("out/frontier.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match=r"fast-0\.json has other options"):
@@ -83,7 +85,7 @@ def test_times_are_those_of_complete_runs_on_an_idle_machine(main, measured):
     main("accuracy", "--rows", "tuned", *argv, 1, 2)
     main("accuracy", "--rows", "basic", *argv, 0, "--untimed")
     assert ["--resume" in argv for argv in measured] == [False, False, True, False]
-    times = [row[5:7] for row in rows(Path("out/accuracy.md"))]
+    times = [row[6:8] for row in rows(Path("out/accuracy.md"))]
     assert times == [["–", "–"], ["80 s", "2.7 min"]]
 
 
