@@ -78,7 +78,7 @@ def fit_temperature(predictions: Predictions, split: Split) -> float:
 
 def calibrate(model: keras.Model, temperature: float) -> keras.Model:
     """Return a model whose probabilities are those of `model`, scaled by the temperature."""
-    return keras.Model(model.input, scale(model.output, temperature), name=model.name)
+    return keras.Model(model.inputs[0], scale(model.outputs[0], temperature), name=model.name)
 
 
 # ------------------------------------------------------------------------------------- metrics
