@@ -82,14 +82,10 @@ def git_commit(root: Path = ROOT) -> str | None:
     None if no repository tracks the scripts, for example if they were copied to an ignored
     directory of another repository.
     """
-    # In a hook of another repository, GIT_DIR and others point to that repository.
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments, "--", *PROJECT_FILES]
-        return subprocess.check_output(
-            command, env=variables, stderr=subprocess.DEVNULL, text=True, timeout=10
-        )
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
 
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git("ls-files", "--error-unmatch")

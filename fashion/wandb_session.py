@@ -122,8 +122,6 @@ def start(
     try:
         settings = wandb.Settings.model_validate(values)
         run = _init(mode, resolved, config=config, settings=settings)
-    except UnicodeEncodeError as error:  # W&B records the command
-        raise UserError(f"W&B cannot record a file name ({error}); rename the file") from None
     except (ConnectionError, TimeoutError):
         raise
     except OSError as error:
