@@ -109,7 +109,7 @@ class FeatureCache:
             if not path.exists()
         )
         print(
-            f"Features: extracting those of {num_images:,} images and flips, "
+            f"Features: extracting {num_images:,} images (flips included), "
             f"{files.format_bytes(size)}, to {directory}",
             flush=True,
         )

@@ -81,7 +81,7 @@ def test_features_are_the_outputs_of_the_extractor_for_each_view(
         assert cache.extractor.steps == [20] * 4 * (1 + flip) * (1 if is_stored else num_loads)
         monkeypatch.setattr(feature_cache.files, "staging_dir", None)  # as another user's cache
     out = capsys.readouterr().out
-    assert f"{80 * (1 + flip)} images, each processed once" in out or not is_stored
+    assert f"extracting {80 * (1 + flip)} images" in out or not is_stored
     assert out.count("Features: all cached in ") == is_stored
 
 
@@ -113,18 +113,18 @@ def test_cache_is_reused_for_subsets_and_grows(cache, split, capsys):
     assert out == f"Features: all cached in {cache.directory} (30 images)\n"
     assert directory_contents(cache.directory) == before
     cache.load(make_split(110), flip=False)
-    assert "Features: 30 images, each processed once" in capsys.readouterr().out
+    assert "Features: extracting 30 images" in capsys.readouterr().out
     assert cache.extractor.steps[4:] in ([20, 10], [10, 20])
     after = directory_contents(cache.directory)
     assert len(after) == 4 + len(before) and before.items() <= after.items()
     cache.load(split, flip=True)  # only the flips are missing
-    assert "Features: 80 images, each processed once" in capsys.readouterr().out
+    assert "Features: extracting 80 images" in capsys.readouterr().out
     # An interrupted run may have written a part of a chunk.
     complete = directory_contents(cache.directory)
     (path,) = cache.directory.rglob("000020-one.npy")
     path.unlink()
     cache.load(split, flip=False)
-    assert "Features: 20 images, each processed once" in capsys.readouterr().out
+    assert "Features: extracting 20 images" in capsys.readouterr().out
     assert directory_contents(cache.directory) == complete
 
 
@@ -214,7 +214,7 @@ def test_too_small_disk_raises_before_extraction(cache, split, monkeypatch, caps
     monkeypatch.setattr(feature_cache.files, "check_disk_space", check_disk_space)
     with pytest.raises(UserError, match=r"^--cache-dir: .*No space left on device"):
         cache.load(split, flip=False)
-    assert "Features: 80 images, each processed once; 0 MB, cached in" in capsys.readouterr().out
+    assert "Features: extracting 80 images (flips included), 0 MB, to " in capsys.readouterr().out
     assert not cache.extractor.steps and not directory_contents(cache.directory)
     cache.load(split, flip=False)
     wide_cache(cache, "three").load(split, flip=False)

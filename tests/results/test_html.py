@@ -44,6 +44,7 @@ PARTS = {  # of the metadata, by their heading
     "Data": "data",
     "Weights": "weights",
     "Parameters": "parameters",
+    "Calibration": "calibration",
     "Time, in seconds": "seconds",
     "Memory": "memory",
     "Versions and hardware": "versions",
@@ -185,7 +186,7 @@ def test_report_escapes_names_and_hides_the_path_of_the_weights(tmp_path, sample
     run = open_run(dataclasses.replace(sample, name=odd), tmp_path)
     run.options = cnn_basic.Options(project=odd)
     run.metadata |= {"best_epoch": 1, "weights": {"source": "/home/jane/weights of x.h5"}}
-    run.metadata |= {part: {"name": [odd, odd]} for part in ("parameters", "memory")}
+    run.metadata |= {part: {"name": [odd, odd]} for part in ("parameters", "calibration", "memory")}
     rendered = render_report(
         run,
         dict.fromkeys(("train", "validation", "test"), evaluation),
@@ -194,8 +195,8 @@ def test_report_escapes_names_and_hides_the_path_of_the_weights(tmp_path, sample
     )
     assert "<script>" not in rendered and "<b>bold" not in rendered
     page = ParsedPage(rendered)
-    # Title, heading, comparison (2), class, option, parameters (2), memory (2).
-    assert page.text.count(odd) == 10
+    # Title, heading, comparison (2), class, option, and three parts of the metadata (2 each).
+    assert page.text.count(odd) == 12
     assert page.commands == ["python cnn_basic.py", "python cnn_basic.py --predict photo.jpg"]
     assert "Replace" not in rendered  # no command contains a placeholder
     assert quoted in page.texts
