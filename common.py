@@ -20,8 +20,8 @@ import tensorflow as tf
 def load_fashion_mnist(options: SharedOptions) -> ImageDataset:
     """Find, verify and split Fashion-MNIST, or load the user's images; print the source.
 
-    A twelfth of the 60,000 training images (5,000, 500 of each class) is the validation split, the
-    same in every run. Options can restrict each split to a class-balanced subset.
+    A twelfth of the training images of each class (5,000 of 60,000) is the validation split, the
+    same in every run. Options can restrict each split to a subset of the same proportions.
     """
     raw = datasets.load_raw_dataset(options.data_dir, options.cache_dir)
     data = splits.make_splits(raw, options.train_size, options.validation_size, options.test_size)

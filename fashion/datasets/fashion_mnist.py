@@ -88,7 +88,6 @@ def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
         labels = np.concatenate([train_labels, test_labels])
         first_label, class_names = _load_class_names(names_path, labels)
         train_labels, test_labels = train_labels - first_label, test_labels - first_label
-    _warn_about_missing_classes(class_names, train_labels, test_labels)
     return RawDataset(
         train_images=train_images,
         train_labels=train_labels,
@@ -99,6 +98,7 @@ def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
         name="Fashion-MNIST" if class_names == CLASS_NAMES else root.resolve().name,
         class_names=class_names,
         first_label=first_label,
+        validation_indices=splits.hold_out(splits.shuffle_by_class(train_labels), 12),
     )
 
 
@@ -123,19 +123,6 @@ def _load_class_names(path: Path, labels: np.ndarray) -> tuple[int, tuple[str, .
             f"{min(smallest, 1)} to {largest}"
         )
     return first, splits.validate_class_names((name.strip() for name in names), path)
-
-
-def _warn_about_missing_classes(
-    class_names: tuple[str, ...], train_labels: np.ndarray, test_labels: np.ndarray
-) -> None:
-    """Warn about classes that have images in one of the two splits only."""
-    for split, missing in (
-        ("training", np.setdiff1d(test_labels, train_labels)),
-        ("test", np.setdiff1d(train_labels, test_labels)),
-    ):
-        if missing.size:
-            names = ", ".join(class_names[label] for label in missing)
-            print(f"WARNING: no {split} images of {names}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------ sources

@@ -210,11 +210,11 @@ def load_preprocessed(path: Path, cache_dir: Path) -> np.ndarray:
 
 
 def _hold_out(split: str, divisor: int, labels: np.ndarray, split_names: np.ndarray) -> None:
-    """Move 1/`divisor` of the training images of each class, at least one, to another split."""
+    """Move 1/`divisor` of the training images of each class to another split."""
     for label in np.unique(labels):
         indices = np.flatnonzero((labels == label) & (split_names == "train"))
         shuffled = np.random.default_rng([SPLIT_SEED, label]).permutation(indices)
-        split_names[shuffled[: max(1, len(indices) // divisor)]] = split
+        split_names[splits.hold_out([shuffled], divisor)] = split
 
 
 def _check_counts(

@@ -1,13 +1,14 @@
 """The train, validation and test splits of a data set.
 
-A twelfth of Fashion-MNIST's 60,000 training images (5,000, 500 of each class) is the validation
-split, the same in every run of both scripts.
+A twelfth of the training images of each class (5,000 of the 60,000 of Fashion-MNIST) is the
+validation split, the same in every run of both scripts.
 """
 
 import collections
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,15 +46,15 @@ class RawDataset:
     sha256: dict[str, str]  # of each (decompressed) file, by name
     name: str
     class_names: tuple[str, ...]  # by label
+    validation_indices: np.ndarray  # of training images
     first_label: int = 0  # label of the first class in the files
-    validation_indices: np.ndarray | None = None  # of training images, if already chosen
     train_filenames: tuple[str, ...] = ()  # by index, if each image is a file
     test_filenames: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Split:
-    """A train, validation or test split, ordered so that every prefix is class-balanced.
+    """A train, validation or test split; every prefix keeps the proportions of the classes.
 
     A subset is a prefix. Smaller subsets are therefore nested in larger ones, and cached features
     of one subset are useful for all others.
@@ -139,35 +140,32 @@ class ImageDataset:
 def make_splits(
     raw: RawDataset, train_size: int | None, validation_size: int | None, test_size: int | None
 ) -> ImageDataset:
-    """Split a data set, and restrict each split to a class-balanced subset if a size is given."""
-    if raw.validation_indices is None:
-        order = class_balanced_order(raw.train_labels)
-        if len(order) < 12:
-            raise UserError(
-                f"{raw.source}: {len(order)} training images are too few; at least 12 are needed"
-            )
-        validation, train = np.split(order, [len(order) // 12])
-    else:
-        validation = raw.validation_indices
-        train = np.setdiff1d(np.arange(len(raw.train_labels)), validation)
-        train, validation = (
-            indices[class_balanced_order(raw.train_labels[indices])]
-            for indices in (train, validation)
-        )
+    """Split a data set, into proportional subsets if sizes are given; warn of missing classes."""
+    if not raw.validation_indices.size:
+        raise UserError(f"{raw.source}: at least one class needs two training images")
 
-    def make_split(name: str, order: np.ndarray, size: int | None) -> Split:
-        if size and size > len(order):
-            raise UsageError(f"--{name}-size {size}: there are only {len(order)} {name} images")
+    def make_split(name: str, classes: list[np.ndarray], size: int | None) -> Split:
         images, labels, filenames = raw.train_images, raw.train_labels, raw.train_filenames
         if name == "test":
             images, labels, filenames = raw.test_images, raw.test_labels, raw.test_filenames
+        order = interleave(classes)
+        if size and size > len(order):
+            raise UsageError(f"--{name}-size {size}: there are only {len(order)} {name} images")
         selected = order[:size]
+        missing = np.setdiff1d(range(len(raw.class_names)), labels[selected])
+        if missing.size:
+            names = ", ".join(raw.class_names[label] for label in missing[:10])
+            more = f" and {missing.size - 10} more" if missing.size > 10 else ""
+            print(f"WARNING: no {name} images of {names}{more}", file=sys.stderr)
         return Split(images[order], labels[selected], selected, len(raw.class_names), filenames)
 
+    classes = shuffle_by_class(raw.train_labels)
+    held_out = [indices[np.isin(indices, raw.validation_indices)] for indices in classes]
+    rest = [indices[~np.isin(indices, raw.validation_indices)] for indices in classes]
     return ImageDataset(
-        train=make_split("train", train, train_size),
-        validation=make_split("validation", validation, validation_size),
-        test=make_split("test", class_balanced_order(raw.test_labels), test_size),
+        train=make_split("train", rest, train_size),
+        validation=make_split("validation", held_out, validation_size),
+        test=make_split("test", shuffle_by_class(raw.test_labels), test_size),
         source=raw.source,
         sha256=raw.sha256,
         name=raw.name,
@@ -176,12 +174,23 @@ def make_splits(
     )
 
 
-def class_balanced_order(labels: np.ndarray) -> np.ndarray:
-    """Return a shuffled order that takes one image of each class in turn while any are left."""
+def shuffle_by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """Return the shuffled indices of the images of each class."""
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    rank_in_class = np.concatenate([np.arange(count) for count in np.bincount(labels)])
-    return by_class[np.argsort(rank_in_class, kind="stable")]
+    return np.split(by_class, np.cumsum(np.bincount(labels))[:-1])
+
+
+def hold_out(classes: list[np.ndarray], divisor: int) -> np.ndarray:
+    """Return 1/`divisor` of the indices of each class, at least one if it has two images."""
+    counts = [min(len(x) - 1, max(1, len(x) // divisor)) for x in classes]
+    return np.concatenate([x[:count] for x, count in zip(classes, counts, strict=True)])
+
+
+def interleave(classes: list[np.ndarray]) -> np.ndarray:
+    """Merge the images of all classes so that every prefix keeps their proportions."""
+    fractions = np.concatenate([(np.arange(len(x)) + 0.5) / len(x) for x in classes])
+    return np.concatenate(classes)[np.argsort(fractions, kind="stable")]
 
 
 def validate_class_names(names: Iterable[str], origin: object) -> tuple[str, ...]:

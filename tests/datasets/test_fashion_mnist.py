@@ -50,7 +50,7 @@ def write(directory, arrays, convert=lambda name: [name]):
 
 def check(data, arrays):
     """Compare a loaded data set with the arrays."""
-    assert (data.train.size, data.validation.size, data.test.size) == (22, 2, 6)
+    assert (data.train.size, data.validation.size, data.test.size) == (21, 3, 6)
     for split in data.splits.values():
         np.testing.assert_array_equal(split.images[:, 0, 0], split.labels)
     np.testing.assert_array_equal(data.test.labels, arrays[3][data.test.indices])
@@ -208,7 +208,8 @@ def test_classes_of_one_split_are_named(arrays, tmp_path, load, capsys):
     arrays[3][:] = 2  # without 0 and 1
     load(write(tmp_path, arrays))
     assert capsys.readouterr().err.splitlines() == [
-        "WARNING: no training images of 2",
+        "WARNING: no train images of 2",
+        "WARNING: no validation images of 2",
         "WARNING: no test images of 0, 1",
     ]
 
@@ -281,6 +282,12 @@ def test_damaged_file_or_one_of_another_format_raises(content, message, arrays, 
     with pytest.raises(UserError, match=f"^--data-dir: {path} {message}") as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_too_few_training_images_raise(arrays, tmp_path, load):
+    write(tmp_path, [array[:3] for array in arrays])
+    with pytest.raises(UserError, match="at least one class needs two training images"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", CODES)

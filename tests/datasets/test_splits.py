@@ -59,6 +59,34 @@ def test_subsets_are_class_balanced_and_nested(sample, load):
         load(SAMPLE, test_size=401)
 
 
+@pytest.mark.parametrize(
+    ("counts", "held_out", "train_size", "warnings"),
+    [
+        ((1000, 30), (83, 2), None, []),
+        ((1000, 30), (83, 2), 10, ["train images of b"]),
+        ((1, 30, 30), (0, 2, 2), None, ["validation images of a"]),
+        ((2,) * 13, (1,) * 13, 2, ["train images of c, d, e, f, g, h, i, j, k, l and 1 more"]),
+    ],
+)
+def test_splits_keep_the_proportions_of_the_classes(counts, held_out, train_size, warnings, capsys):
+    labels = np.random.default_rng(0).permutation(np.repeat(range(len(counts)), counts))
+    arrays = {"images": np.zeros((len(labels), 28, 28), "uint8"), "labels": labels}
+    raw = splits.RawDataset(
+        **{f"{part}_{kind}": array for part in ("train", "test") for kind, array in arrays.items()},
+        **{"source": "here", "sha256": {}, "name": "rare"},
+        class_names=tuple("abcdefghijklm"[: len(counts)]),
+        validation_indices=splits.hold_out(splits.shuffle_by_class(labels), 12),
+    )
+    data = splits.make_splits(raw, train_size, None, None)
+    assert capsys.readouterr().err == "".join(f"WARNING: no {text}\n" for text in warnings)
+    sizes = {"train": np.subtract(counts, held_out), "validation": held_out, "test": counts}
+    for name, split in data.splits.items():
+        expected = np.outer(range(1, split.size + 1), np.divide(sizes[name], sum(sizes[name])))
+        assert split.size in (train_size, sum(sizes[name]))
+        found = split.one_hot.cumsum(axis=0)  # the counts of every prefix
+        assert np.abs(found - expected).max() <= (len(counts) + 1) / 2
+
+
 def test_complete_data_set_is_always_split_in_the_same_way(fashion_mnist_dir, load):
     fashion_mnist = load(fashion_mnist_dir)
     sizes = {name: split.size for name, split in fashion_mnist.splits.items()}
@@ -69,6 +97,10 @@ def test_complete_data_set_is_always_split_in_the_same_way(fashion_mnist_dir, lo
     assert checksums == ["00f40012b2b30b2a", "cf5e29118d81cdc5", "3ea4787d206308a1"]
     assert fashion_mnist.sha256 == FASHION_MNIST_SHA256
     assert fashion_mnist.class_names == CLASS_NAMES and fashion_mnist.name == "Fashion-MNIST"
+    # Those of the first versions, so that their results stay comparable.
+    indices = [split.indices.astype("<i8").tobytes() for split in fashion_mnist.splits.values()]
+    checksums = [hashlib.sha256(content).hexdigest()[:16] for content in indices]
+    assert checksums == ["a07235390756061f", "136db428e6638bec", "f5f147008c6e4b61"]
 
 
 def test_metadata_contains_source_sizes_and_checksums(sample):
