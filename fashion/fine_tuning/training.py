@@ -73,8 +73,7 @@ def train(
         print(f"Resuming after epoch {len(logger.epochs)}.")
     else:
         reseed(augmentation, seed, epoch=0)
-        step = max(data.train.size // RECALIBRATION_IMAGES, 1)
-        sample = augmentation(data.train.images[::step][:RECALIBRATION_IMAGES], training=True)
+        sample = augmentation(data.train.images[:RECALIBRATION_IMAGES], training=True)
         batch_norm.recalibrate(model, network, np.asarray(sample))
         checkpoint.start(model, logger.epochs, run.wandb_id)
     run.metadata["fine_tuning"] = {"head_epochs": checkpoint.head_epochs}
