@@ -1,8 +1,9 @@
-"""Writing of files so that others never see a partial one."""
+"""Writing of files so that others never see a partial one, and kinds of files."""
 
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -10,6 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fashion.errors import UserError, describe
+
+# Files that are often taken for others: regular expressions of their first bytes.
+FILE_KINDS = {
+    rb"version https://git-lfs": "this is a pointer of Git LFS; run `git lfs pull`",
+    rb"(?i)\s*<(!doctype )?html": "this is a web page, as of a failed download",
+    rb"(?s)PK.{28}(config|metadata)\.json": "this is a whole model (.keras)",
+    rb"(?s)PK.{28}[^/]+/data\.pkl|\x80[\x02-\x05]": "this is a file of PyTorch",
+    rb"PK": "this is a ZIP archive (.zip, .npz …)",
+    rb"(?s).{8}\{\"": "this is a safetensors file",
+}
 
 
 @contextlib.contextmanager
@@ -46,3 +57,8 @@ def check_disk_space(directory: Path, size: int) -> None:
 def format_bytes(size: float) -> str:
     """Format a size in bytes, such as "1.2 GB" or "35 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def describe_kind(content: bytes, default: str) -> str:
+    """Return what a file is that is of another kind than needed; `default` if it is unknown."""
+    return next((kind for start, kind in FILE_KINDS.items() if re.match(start, content)), default)

@@ -135,10 +135,10 @@ class SharedOptions:
 
     data_dir: Path | None = option(
         None,
-        "directory with the four IDX files, or one subdirectory of images per class (default: find "
+        "directory with IDX or CSV files, or one subdirectory of images per class (default: find "
         "Fashion-MNIST in the Keras cache or a system package, else download it)",
         directory,
-        section="data (subsets are class-balanced; a smaller one is part of a larger one)",
+        section="data (subsets keep class proportions; a smaller one is part of a larger one)",
         may_change=True,
     )
     cache_dir: Path = option(

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from fashion import machine
+from fashion import files, machine
 from fashion.errors import UsageError, UserError
 
 import h5py
@@ -216,11 +216,12 @@ def _download(architecture: Architecture, size: int) -> keras.Model:
 def _load_weights(network: keras.Model, path: Path) -> None:
     """Load a weights file of this network, in the Keras 3 or the legacy HDF5 layout."""
     needed = f"the weights of {network.name} with include_top=False are needed"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"--weights {path}: no such file")
     try:
         if not h5py.is_hdf5(path):
-            raise ValueError(_describe_kind(path))
+            unknown = "this is no HDF5 file, or it is damaged"
+            raise ValueError(files.describe_kind(path.read_bytes(), unknown))
         with h5py.File(path) as file, tempfile.TemporaryDirectory() as temporary_dir:
             if "model_weights" in file:
                 raise ValueError("this is a whole model, not a weights file")
@@ -237,16 +238,3 @@ def _load_weights(network: keras.Model, path: Path) -> None:
         reason = str(error).split("Target variable")[0].split("List of objects")[0]
         reason = " ".join(reason.split()).rstrip(".")
         raise UserError(f"--weights {path}: {reason}; {needed}") from None
-
-
-def _describe_kind(path: Path) -> str:
-    """Describe what a file is that is no HDF5 file."""
-    with path.open("rb") as file:
-        start = file.read(100).lstrip()
-    if start.startswith(b"PK"):
-        return "this is a whole model (.keras) or a file of PyTorch"
-    if start.startswith(b"version https://git-lfs"):
-        return "this is a pointer of Git LFS; run `git lfs pull`"
-    if start.startswith(b"<"):
-        return "this is a web page, as of a failed download"
-    return "cannot be read: this is no HDF5 file, or it is damaged"

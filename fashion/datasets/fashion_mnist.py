@@ -1,4 +1,4 @@
-"""Fashion-MNIST, or another data set in the IDX format of MNIST (yann.lecun.com/exdb/mnist).
+"""Fashion-MNIST, or another data set in the IDX format of MNIST, or in CSV files as of Kaggle.
 
 Fashion-MNIST is recognized by the SHA-256 of its decompressed files. Without `--data-dir`, files
 are verified by these checksums before they are used or cached; `--data-dir` takes any data set.
@@ -7,6 +7,7 @@ are verified by these checksums before they are used or cached; `--data-dir` tak
 import gzip
 import hashlib
 import http.client
+import io
 import math
 import re
 import subprocess
@@ -18,9 +19,10 @@ from pathlib import Path
 
 from fashion import machine
 from fashion.datasets import splits
+from fashion.datasets.photos import walk
 from fashion.datasets.splits import CLASS_NAMES, RawDataset
 from fashion.errors import UserError
-from fashion.files import staging_dir
+from fashion.files import describe_kind, staging_dir
 
 import numpy as np
 
@@ -42,7 +44,7 @@ MAX_LABEL = 9999  # larger ones are no classes, and would take gigabytes
 
 
 def load_idx_dataset(data_dir: Path | None, download: bool = True) -> RawDataset:
-    """Load the IDX files in `data_dir`, by default Fashion-MNIST from the first available source.
+    """Load the files in `data_dir`, by default Fashion-MNIST from the first available source.
 
     `classes.txt` in `data_dir` contains one class name per line. Without it, the class names are
     `CLASS_NAMES` if the checksums are those of Fashion-MNIST, else numbers.
@@ -56,32 +58,29 @@ def load_idx_dataset(data_dir: Path | None, download: bool = True) -> RawDataset
 
 
 def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
-    """Load the four IDX files in a directory or in one of its subdirectories.
+    """Load the IDX or CSV files in a directory or in one of its subdirectories.
 
     Args:
         root: Directory that names the data set and may contain `classes.txt`.
         origin: Option or source of `root`, for the user.
         verify: Whether the files must be those of Fashion-MNIST.
     """
-    directory = find_data_dir(root)
-    if not directory:
+    files = list(walk(root))
+    train_csv = [path for path in files if path.name.endswith("train.csv")]
+    test_csv = [path for path in files if path.name.endswith("test.csv")]
+    if directory := find_data_dir(root):
+        arrays, sha256 = _read_idx(directory, verify)
+    elif len(train_csv) == len(test_csv) == 1 and not verify:
+        arrays, sha256 = _read_csv(train_csv + test_csv)
+    else:
+        found = ", ".join(path.name for path in files[:3]) or "nothing"
         raise FileNotFoundError(
-            f"{root} contains neither the four IDX files nor one subdirectory of images per class"
+            f"{root} contains neither the four IDX files, nor …train.csv and …test.csv, nor one "
+            f"subdirectory of images per class, but {found}; unpack archives, convert other formats"
         )
-    arrays: list[np.ndarray] = []
-    sha256: dict[str, str] = {}
-    for name, expected in FASHION_MNIST_SHA256.items():
-        path = find_file(directory, name)
-        content = path.read_bytes()
-        payload, sha256[name] = decompress(content, path, expected if verify else None)
-        array = parse_idx(payload, path)
-        if "images" in name:
-            arrays.append(check_images(array, path))
-        else:
-            arrays.append(check_labels(array, len(arrays[-1]), path))
     train_images, train_labels, test_images, test_labels = arrays
     first_label, class_names = 0, CLASS_NAMES
-    names_path = directory / "classes.txt"
+    names_path = (directory or root) / "classes.txt"
     if not names_path.exists():
         names_path = root / "classes.txt"
     if names_path.exists() or sha256 != FASHION_MNIST_SHA256:
@@ -93,13 +92,44 @@ def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
         train_labels=train_labels,
         test_images=test_images,
         test_labels=test_labels,
-        source=f"{directory} ({origin})",
+        source=f"{directory or root} ({origin})",
         sha256=sha256,
         name="Fashion-MNIST" if class_names == CLASS_NAMES else root.resolve().name,
         class_names=class_names,
         first_label=first_label,
         validation_indices=splits.hold_out(splits.shuffle_by_class(train_labels), 12),
     )
+
+
+def _read_idx(directory: Path, verify: bool) -> tuple[list[np.ndarray], dict[str, str]]:
+    """Return images and labels of training and test, and the SHA-256 of each file."""
+    arrays: list[np.ndarray] = []
+    sha256: dict[str, str] = {}
+    for name, expected in FASHION_MNIST_SHA256.items():
+        path = find_file(directory, name)
+        content = path.read_bytes()
+        payload, sha256[name] = decompress(content, path, expected if verify else None)
+        array = parse_idx(payload, path)
+        if "images" in name:
+            arrays.append(check_images(array, path))
+        else:
+            arrays.append(check_labels(array, len(arrays[-1]), path))
+    return arrays, sha256
+
+
+def _read_csv(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, str]]:
+    """Return what `_read_idx` does, from files with a label and 784 pixels per row."""
+    arrays: list[np.ndarray] = []
+    sha256: dict[str, str] = {}
+    for path in paths:
+        content, sha256[path.name] = decompress(path.read_bytes(), path)
+        skiprows = 0 if content[:1].isdigit() else 1  # the header
+        try:
+            table = np.loadtxt(io.BytesIO(content), "u1", delimiter=",", skiprows=skiprows, ndmin=2)
+        except ValueError as error:
+            raise UserError(f"{path}: {describe_kind(content, str(error))}") from None
+        arrays += [check_images(table[:, 1:], path), table[:, 0].astype("int32")]
+    return arrays, sha256
 
 
 def _load_class_names(path: Path, labels: np.ndarray) -> tuple[int, tuple[str, ...]]:
@@ -213,7 +243,7 @@ def find_data_dir(directory: Path) -> Path | None:
     """Return `directory`, or its subdirectory, that contains IDX files; None if none does."""
     subdirs = [path for pattern in SUBDIRS for path in sorted(directory.glob(f"{pattern}/"))]
     for path in directory, *subdirs:
-        if any(standard_name(child.name) for child in path.iterdir()):
+        if any(standard_name(child.name) for child in path.glob("*")):
             return path
     return None
 
@@ -270,7 +300,7 @@ def parse_idx(payload: bytes, origin: object) -> np.ndarray:
     num_dimensions = payload[3] if dtype else 0
     header_size = 4 + 4 * num_dimensions
     if not dtype or not num_dimensions or len(payload) < header_size:
-        raise UserError(f"{origin} is not an IDX file")
+        raise UserError(f"{origin}: {describe_kind(payload, 'this is no IDX file')}")
     shape = np.frombuffer(payload, ">u4", num_dimensions, offset=4).tolist()
     expected = header_size + math.prod(shape) * np.dtype(dtype).itemsize
     if len(payload) != expected:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fashion.datasets import photos, splits
 from fashion.datasets.fashion_mnist import find_data_dir
-from fashion.datasets.photos import IMAGE_SIZE, find_image_files, is_hidden, is_image_file
+from fashion.datasets.photos import IMAGE_SIZE, find_image_files, is_hidden, is_image_file, walk
 from fashion.datasets.splits import SPLIT_SEED, RawDataset, replace_unprintable
 from fashion.errors import UsageError, UserError
 from fashion.files import staging_dir
@@ -39,8 +39,9 @@ SPLIT_DIR_NAMES = {  # lower case
 
 
 def is_image_folder(path: Path) -> bool:
-    """Return whether a directory contains directories, and no IDX files."""
-    return path.is_dir() and bool(_list_subdirs(path)) and not find_data_dir(path)
+    """Return whether a directory contains directories, some images, and no IDX files."""
+    has_classes = path.is_dir() and _list_subdirs(path) and not find_data_dir(path)
+    return bool(has_classes) and any(map(is_image_file, walk(path)))
 
 
 def check_outputs_outside_data_dir(data_dir: Path | None, output_dirs: dict[str, Path]) -> None:

@@ -54,7 +54,7 @@ def find_image_files(directory: Path) -> list[Path]:
     """
     image_files: list[Path] = []
     skipped: collections.Counter[str] = collections.Counter()
-    for path in _walk(directory, {directory.resolve(), *directory.resolve().parents}):
+    for path in walk(directory):
         if is_image_file(path):
             image_files.append(path)
         else:
@@ -71,15 +71,16 @@ def find_image_files(directory: Path) -> list[Path]:
     return sorted(image_files)
 
 
-def _walk(directory: Path, visited: set[Path]) -> Iterator[Path]:
-    """Yield the visible files below a directory; add the directories to `visited`, read once."""
-    for path in sorted(directory.iterdir()):
+def walk(directory: Path, visited: set[Path] | None = None) -> Iterator[Path]:
+    """Yield the visible files below a directory, or the file itself; read each directory once."""
+    visited = visited or {directory.resolve(), *directory.resolve().parents}
+    for path in [directory] if directory.is_file() else sorted(directory.iterdir()):
         if is_hidden(path):
             continue
         if path.is_dir():
             if (resolved := path.resolve()) not in visited:
                 visited.add(resolved)
-                yield from _walk(path, visited)
+                yield from walk(path, visited)
         elif path.is_file() or path.is_symlink():  # broken links too; no pipes, no sockets
             yield path
 

@@ -135,7 +135,9 @@ def check_error(path, message, network):
     [
         ("none.h5", None, "no such file"),
         ("junk.h5", b"junk", "this is no HDF5 file"),
-        ("resnet50-0676ba61.pth", b"PK\x03\x04", "a file of PyTorch"),
+        ("resnet50-0676ba61.pth", b"PK" + bytes(28) + b"archive/data.pkl", "a file of PyTorch"),
+        ("resnet50-19c8e357.pth", b"\x80\x02\x8a\nl\xfc\x9cF", "a file of PyTorch"),
+        ("model.safetensors", b"\x10\1" + bytes(6) + b'{"fc.bias":{', "this is a safetensors file"),
         ("page.h5", b"\n<!DOCTYPE html>", "this is a web page"),
         ("pointer.h5", b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
     ],
@@ -144,6 +146,7 @@ def test_other_files_raise_with_what_they_are(name, content, message, mobilenet,
     if content:
         (tmp_path / name).write_bytes(content)
     check_error(tmp_path / name, message, mobilenet.network)
+    check_error(tmp_path, "Is a directory", mobilenet.network)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
