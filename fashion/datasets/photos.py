@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 
-PREPROCESSING_VERSION = 4  # raise it if the resulting pixels change: it keys the image cache
+PREPROCESSING_VERSION = 5  # raise it if the resulting pixels change: it keys the image cache
 IMAGE_SIZE = 28
 MAX_WORKING_SIZE = 1024  # pixels; more would only take time
 BACKGROUND_TOLERANCE = 0.05 * 255  # the authors trim edges that differ less from the background
@@ -134,18 +134,17 @@ def load_image(path: Path) -> Image.Image:
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     """Scale gray values of any range, (height, width), to uint8.
 
-    Black is 0, or the smallest value if that is negative. White is 1 for fractions, some of which
-    may be slightly larger, else the largest value of the smallest bit depth that fits: 8, 10, 12,
-    14, 15, 16, 31 or 32 bits.
+    Black is 0, or the smallest value if that is negative. White is the largest value of the
+    smallest bit depth that fits: 8, 10, 12, 14, 15, 16, 31 or 32. Of floating-point values, it is 1
+    (fractions may be slightly larger) or 255 if that fits, else the largest value.
     """
     is_float = values.dtype.kind == "f"
     values = np.nan_to_num(values.astype("float64"), posinf=0, neginf=0)
     black, largest = min(float(values.min()), 0.0), float(values.max())
-    if is_float and largest < 2:
-        white = 1.0
+    if is_float:
+        white = 1.0 if largest < 2 else max(255.0, largest)
     else:
-        whites = (*(2.0**bits - 1 for bits in (8, 10, 12, 14, 15, 16, 31, 32)), largest)
-        white = next(white for white in whites if white >= largest)
+        white = next(2.0**n - 1 for n in (8, 10, 12, 14, 15, 16, 31, 32) if largest < 2.0**n)
     return ((values - black) * (255 / (white - black))).clip(0, 255).astype("uint8")
 
 

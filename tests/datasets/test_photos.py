@@ -94,7 +94,8 @@ def test_images_of_all_kinds_give_equal_results(tmp_path):
         ("transparent.png", Image.fromarray(transparent), {}),
         ("cmyk.jpg", gray.convert("CMYK"), {"quality": 95}),
         ("bits.tiff", Image.fromarray((wide * 257).astype("int32")), {}),
-        ("float.tiff", Image.fromarray(garment.astype("float32") / 255), {}),
+        ("float.tiff", Image.fromarray(garment.astype("float32") * (2000 / 255)), {}),
+        ("fraction.tiff", Image.fromarray(garment.astype("float32") / 255), {}),
         ("turned.jpg", gray.transpose(Image.Transpose.ROTATE_90), {"exif": turned, "quality": 95}),
     ):
         check(save_image(tmp_path / name, image, **options))
@@ -128,6 +129,8 @@ def test_transparent_pixels_of_a_white_garment_become_black(tmp_path):
         ("uint32", [0, 2**32 - 1], [0, 255]),
         ("float32", [0, 0.5, 1.2], [0, 127, 255]),  # resampling overshoots
         ("int32", [-1000, 0, 1023], [0, 126, 255]),
+        ("float32", [0, 200.0], [0, 200]),
+        ("float32", [100, 2000], [12, 255]),
         ("float32", [0, np.nan, 1], [0, 0, 255]),
     ],
 )
