@@ -6,10 +6,14 @@ same steps.
 """
 
 import collections
+import io
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+from fashion.files import describe_kind
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -96,24 +100,23 @@ def load_image(path: Path) -> Image.Image:
         ValueError: If Pillow does not know its format, or it has more pixels than Pillow's limit,
             89 million.
     """
+    content = remove_metadata(path.read_bytes())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on metadata, without the name of the file
         # Up to twice the limit, Pillow only warns, and even a small file can have that many pixels.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            file = Image.open(path)
+            file = Image.open(io.BytesIO(content))
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise ValueError("it has more than 89 million pixels; make it smaller") from None
         except UnidentifiedImageError:
-            raise ValueError(
-                "Pillow does not know its format; if it is an image, convert it to JPEG or PNG"
-            ) from None
-        with file:
-            file.load()
-            try:
-                image = ImageOps.exif_transpose(file)
-            except Exception:  # damaged metadata; Pillow raises many types
-                image = file.copy()
+            other = "Pillow does not know its format; if it is an image, convert it to JPEG or PNG"
+            raise ValueError(describe_kind(content, other)) from None
+        file.load()
+        try:
+            image = ImageOps.exif_transpose(file)
+        except Exception:  # damaged metadata; Pillow raises many types
+            image = file.copy()
     if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip to 255
         values = np.asarray(image)
         if isinstance(file, TiffImageFile) and file.tag_v2.get(SAMPLEFORMAT, (1,)) == (1,):
@@ -129,6 +132,28 @@ def load_image(path: Path) -> Image.Image:
         background = Image.new("RGBA", image.size, "black" if is_white else "white")
         image = Image.alpha_composite(background, image)
     return image.convert("RGB")
+
+
+def remove_metadata(content: bytes) -> bytes:
+    """Remove metadata, which may be damaged, from PNG and JPEG, unless they change the image."""
+    kept, start = bytearray(), 0
+    if content.startswith(b"\x89PNG"):
+        kept, start = bytearray(content[:8]), 8
+        while chunk := content[start : start + 12 + int.from_bytes(content[start : start + 4])]:
+            name, is_sound = chunk[4:8], zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+            if name[:1].isupper() or name == b"tRNS" or (name == b"eXIf" and is_sound):
+                kept += chunk
+            start += len(chunk)
+    elif content.startswith(b"\xff\xd8"):
+        kept, start = bytearray(content[:2]), 2
+        while b"\xff\xe0" <= content[start : start + 2] <= b"\xff\xef":  # application segments
+            end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
+            if content[end : end + 1] != b"\xff":  # a damaged length: leave it to Pillow
+                break
+            if content[start + 1] in (0xE1, 0xEE):  # orientation, color model
+                kept += content[start:end]
+            start = end
+    return bytes(kept + content[start:])
 
 
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:

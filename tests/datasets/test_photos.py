@@ -140,10 +140,47 @@ def test_scale_to_8_bits_finds_the_range(dtype, values, expected):
     np.testing.assert_array_equal(scaled, [expected])
 
 
-def test_damaged_metadata_do_not_matter(tmp_path):
-    """An orientation tag whose value is missing."""
+def png_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+LARGE_TEXT = zlib.compress(bytes(2_000_000))
+EXIF = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # orientation 6
+
+
+@pytest.mark.parametrize(
+    ("extension", "metadata"),
+    [
+        ("png", png_chunk(b"zTXt", b"parameters\0\0" + LARGE_TEXT)),
+        ("png", png_chunk(b"pHYs", b"\0\0\1")),  # truncated
+        ("png", png_chunk(b"tEXt", b"Title\0x")[:-1] + b"?"),  # a wrong checksum
+        ("jpg", b"\xff\xe0\x00\x06JFIF"),
+        ("jpg", b"\xff\xe2\x00\x0eICC_PROFILE\0"),
+        ("jpg", b"\xff\xed\x00\x16Photoshop 3.0\x008BIM\x04\x04"),
+    ],
+)
+def test_damaged_or_large_metadata_do_not_matter_and_the_orientation_stays(
+    extension, metadata, tmp_path
+):
+    turned = Image.fromarray(draw_garment()).transpose(Image.Transpose.ROTATE_90)
+    path = save_image(tmp_path / f"a.{extension}", turned, quality=95)
+    content, start = path.read_bytes(), {"png": 33, "jpg": 2}[extension]  # after the header
+    exif = {"png": png_chunk(b"eXIf", EXIF), "jpg": b"\xff\xe1\x00\x22Exif\0\0" + EXIF}[extension]
+    path.write_bytes(content[:start] + metadata + exif + content[start:])
+    check(path)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError):
+        load_image(path)
+
+
+def test_damaged_orientation_does_not_matter(tmp_path):
     path = save_image(tmp_path / "a.png", Image.fromarray(draw_garment()))
-    content, exif = path.read_bytes(), b"eXIf" + b"\x00\x08\x00\x02\x01\x12\x00\x03"
-    chunk = struct.pack(">I", len(exif) - 4) + exif + struct.pack(">I", zlib.crc32(exif))
+    content, chunk = path.read_bytes(), png_chunk(b"eXIf", b"\x00\x08\x00\x02\x01\x12\x00\x03")
     path.write_bytes(content[:33] + chunk + content[33:])
     check(path)
+
+
+def test_git_lfs_pointer_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid")
+    with pytest.raises(ValueError, match=r"^this is a pointer of Git LFS"):
+        load_image(tmp_path / "a.jpg")
