@@ -1,4 +1,4 @@
-"""Writing of files so that others never see a partial one, and kinds of files."""
+"""Files: atomic writing, disk space, kinds."""
 
 import contextlib
 import errno
