@@ -214,7 +214,7 @@ class Run:
                     lambda wandb_run: wandb_run.finish(exit_code),
                 ):
                     function(self.wandb_run)
-            except (UserError, OSError, wandb.Error) as copy_error:
+            except Exception as copy_error:  # the results are complete
                 print(f"W&B: could not save the copy ({wandb_session.first_line(copy_error)}).")
 
     def hints(self) -> list[str]:

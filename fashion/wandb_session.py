@@ -37,8 +37,8 @@ DEFAULTS: dict[str, object] = {
 # Seconds of a request that checks API key and server; W&B's retries make that 8 s at most.
 SERVER_TIMEOUT = 5
 # After these errors, a run continues without W&B. If the process of W&B was killed, for example for
-# lack of memory, each call raises a `ConnectionError`.
-FAILURES = (wandb.Error, ConnectionError, TimeoutError)
+# lack of memory, each call raises a `ConnectionError`; other `OSError`s come from a full disk.
+FAILURES = (wandb.Error, OSError)
 LogFunction = Callable[[wandb.Run], wandb.Artifact | None]  # may return an artifact to wait for
 
 
@@ -125,7 +125,8 @@ def start(
     except (ConnectionError, TimeoutError):
         raise
     except OSError as error:
-        raise _file_error(error) from None
+        reason = f"W&B could not write its files: {describe(error)}"
+        raise UserError(f"{reason} (WANDB_DIR sets the directory)") from None
     except Exception as error:  # of several classes, also for an unusable config-defaults.yaml
         raise _settings_error(error) from None
     # Files that wait for their upload stay next to the run, not in the home directory.
@@ -167,18 +168,11 @@ def call(function: LogFunction, run: wandb.Run, upload_seconds: int = 0) -> Exce
                 return error
     except FAILURES as error:
         return error
-    except OSError as error:
-        raise _file_error(error) from None
     except Exception as error:
         if not type(error).__module__.startswith("wandb."):
             raise
         return error  # of an internal class, if the process of W&B was killed while answering
     return None
-
-
-def _file_error(error: OSError) -> UserError:
-    reason = f"W&B could not write its files: {describe(error)}"
-    return UserError(f"{reason} (WANDB_DIR sets the directory)")
 
 
 def first_line(error: Exception) -> str:

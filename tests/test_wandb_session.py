@@ -188,10 +188,8 @@ def test_call_returns_failures_of_wandb_and_raises_others(sample, tmp_path):
         wandb_session.call(functools.partial(fail, KeyError("bug")), run)
     (tmp_path / "nowhere").touch()
     os.environ["WANDB_DATA_DIR"] = str(tmp_path / "nowhere" / "data")
-    message = r"^W&B could not write its files: .*nowhere.* \(WANDB_DIR sets the directory\)$"
-    with pytest.raises(UserError, match=message):
-        log = functools.partial(wandb_session.log_code_and_data, "cnn_basic", sample)
-        wandb_session.call(log, run)
+    log = functools.partial(wandb_session.log_code_and_data, "cnn_basic", sample)
+    assert isinstance(wandb_session.call(log, run), OSError)  # with a message of W&B
     run.finish()
 
 
