@@ -18,7 +18,7 @@ import tensorflow as tf
 # What a job scheduler or a closed terminal sends before the process is killed.
 SIGNALS = {signal.SIGTERM}
 if os.name == "posix":
-    SIGNALS |= {signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU}
+    SIGNALS |= {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU}
 ADVICE = {
     errno.ENOSPC: "free disk space, or use another directory",
     errno.EDQUOT: "free disk space, or use another directory",

@@ -117,6 +117,7 @@ def test_bugs_propagate(run):
         (signal.SIGTERM, 143, "terminated"),
         (signal.SIGHUP, 129, "terminated"),
         (signal.SIGUSR1, 138, "terminated"),
+        (signal.SIGUSR2, 140, "terminated"),  # of SGE and LSF
         (signal.SIGXCPU, 152, "terminated"),
     ],
 )
