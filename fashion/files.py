@@ -1,13 +1,14 @@
 """Files: atomic writing, disk space, kinds."""
 
 import contextlib
+import csv
 import errno
 import os
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fashion.errors import UserError, describe
@@ -21,6 +22,7 @@ FILE_KINDS = {
     rb"PK": "this is a ZIP archive (.zip, .npz …)",
     rb"(?s).{8}\{\"": "this is a safetensors file",
 }
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how cells begin that a spreadsheet computes
 
 
 @contextlib.contextmanager
@@ -62,3 +64,11 @@ def format_bytes(size: float) -> str:
 def describe_kind(content: bytes, default: str) -> str:
     """Return what a file is that is of another kind than needed; `default` if it is unknown."""
     return next((kind for start, kind in FILE_KINDS.items() if re.match(start, content)), default)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file; what spreadsheets would compute begins with an apostrophe (one more)."""
+    with open(path, "w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        for row in rows:
+            writer.writerow([f"'{cell}" if FORMULA.match(str(cell)) else cell for cell in row])

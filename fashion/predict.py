@@ -1,6 +1,5 @@
 """`--predict`: classification of the user's images with the trained model."""
 
-import csv
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import NamedTuple
 from fashion.datasets.photos import find_image_files, load_image, preprocess_image
 from fashion.datasets.splits import replace_unprintable
 from fashion.errors import UserError
-from fashion.files import staging_dir
+from fashion.files import staging_dir, write_csv
 from fashion.options import SharedOptions
 from fashion.progress import with_progress
 from fashion.results.figures import plot_style, truncate
@@ -71,18 +70,17 @@ def read_images(files: Sequence[Path]) -> list[UserImage]:
     """Read and preprocess images; print the files that cannot be used, which are skipped."""
     user_images: list[UserImage] = []
     for path in with_progress(files, "Reading"):
-        name = replace_unprintable(str(path))
         try:
             original = load_image(path)
             image = preprocess_image(original)
         except Exception as error:  # Pillow raises many types
-            print(f"{name}: skipped: {error}", file=sys.stderr)
+            print(f"{replace_unprintable(str(path))}: skipped: {error}", file=sys.stderr)
             continue
         thumbnail = None
         if len(user_images) < MAX_PLOTTED:  # thousands would fill the memory
             original.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
             thumbnail = original
-        user_images.append(UserImage(name, thumbnail, image))
+        user_images.append(UserImage(str(path), thumbnail, image))
     return user_images
 
 
@@ -90,10 +88,11 @@ def _print_predictions(
     user_images: list[UserImage], probabilities: np.ndarray, class_names: tuple[str, ...]
 ) -> None:
     """Print the three most likely classes of each image."""
-    width = max(len(user_image.name) for user_image in user_images)
-    for user_image, row in zip(user_images, probabilities, strict=True):
+    names = [replace_unprintable(user_image.name) for user_image in user_images]
+    width = max(map(len, names))
+    for name, row in zip(names, probabilities, strict=True):
         top3 = ", ".join(f"{class_names[i]} {row[i]:.1%}" for i in np.argsort(-row)[:3])
-        print(f"{user_image.name:{width}}  {top3}")
+        print(f"{name:{width}}  {top3}")
 
 
 def save_predictions(
@@ -104,11 +103,10 @@ def save_predictions(
 ) -> None:
     """Write `PREDICTIONS_CSV`, with a column per class, and `PREDICTIONS_PNG` atomically."""
     with staging_dir(directory) as temporary_dir:
-        with open(temporary_dir / PREDICTIONS_CSV, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "predicted", *(f"p({name})" for name in class_names)])
-            for user_image, row in zip(user_images, probabilities, strict=True):
-                writer.writerow([user_image.name, class_names[row.argmax()], *row])
+        rows: list[list[object]] = [["file", "predicted", *(f"p({name})" for name in class_names)]]
+        for user_image, row in zip(user_images, probabilities, strict=True):
+            rows.append([user_image.name, class_names[row.argmax()], *row])
+        write_csv(temporary_dir / PREDICTIONS_CSV, rows)
         with plot_style():
             figure = plot_predictions(user_images[:MAX_PLOTTED], probabilities, class_names)
             figure.savefig(temporary_dir / PREDICTIONS_PNG)
@@ -130,7 +128,7 @@ def plot_predictions(
         original, model_input, bars = cell
         if user_image.thumbnail:
             original.imshow(user_image.thumbnail)
-        original.set_title(Path(user_image.name).name[:28], fontsize=9)
+        original.set_title(replace_unprintable(Path(user_image.name).name[:28]), fontsize=9)
         model_input.imshow(user_image.image, cmap="gray", vmax=255, vmin=0, interpolation="nearest")
         model_input.set_title("model input", fontsize=9)
         bars.set_axis_on()

@@ -69,7 +69,8 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
         if split not in split_dirs:
             _hold_out(split, divisor, labels, split_names)
     _check_counts(path, class_names, labels, split_names)
-    _warn_about_duplicates(images, labels, filenames, split_names)
+    printable = np.array([replace_unprintable(name) for name in filenames])
+    _warn_about_duplicates(images, labels, printable, split_names)
     is_test = split_names == "test"
     return RawDataset(
         train_images=images[~is_test],
@@ -172,7 +173,7 @@ def _load_images(
             print(f"{replace_unprintable(str(path))}: skipped: {error}", file=sys.stderr)
             continue
         labels.append(label)
-        filenames.append(replace_unprintable(path.relative_to(split_dirs[split]).as_posix()))
+        filenames.append(path.relative_to(split_dirs[split]).as_posix())
         split_names.append(split)
     return (
         np.array(images, "uint8").reshape(len(images), IMAGE_SIZE, IMAGE_SIZE),

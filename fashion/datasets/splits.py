@@ -91,7 +91,7 @@ class Split:
     def image_name(self, i: int) -> str:
         """Return the display name of a selected image: its file name, or "image <index>"."""
         index = int(self.indices[i])
-        return self.filenames[index] if self.filenames else f"image {index}"
+        return replace_unprintable(self.filenames[index]) if self.filenames else f"image {index}"
 
     @cached_property
     def images_sha256(self) -> str:

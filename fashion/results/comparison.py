@@ -88,7 +88,7 @@ def _table_row(metrics: Metrics) -> list[str]:
 
 def _load_test_results(directory: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the test images' indices, int (N,), and whether predictions are correct, bool (N,)."""
-    with open(directory / "predictions.csv", newline="", encoding="utf-8") as file:
+    with open(directory / "predictions.csv", newline="", encoding="utf-8-sig") as file:
         rows = [[row["index"], row["label"], row["predicted"]] for row in csv.DictReader(file)]
     indices, labels, predicted = np.array(rows, int).T
     return indices, labels == predicted
@@ -103,7 +103,7 @@ def _format_difference(directory: Path, other_dir: Path, label: str, other_label
     indices, correct = _load_test_results(directory)
     try:
         other_indices, other_correct = _load_test_results(other_dir)
-    except (OSError, ValueError, KeyError):  # ignore unreadable files
+    except Exception:  # ignore unreadable files
         return ""
     if not np.array_equal(indices, other_indices):
         return ""

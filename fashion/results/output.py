@@ -13,7 +13,7 @@ from fashion import machine, startup
 from fashion.datasets.photos import IMAGE_SIZE
 from fashion.datasets.splits import CLASS_NAMES, Split, validate_class_names
 from fashion.errors import UserError
-from fashion.files import staging_dir
+from fashion.files import staging_dir, write_csv
 from fashion.options import SharedOptions
 from fashion.results import dashboard
 from fashion.results.comparison import Comparison, compare
@@ -157,19 +157,21 @@ def write_predictions(
     """Write a CSV file with one row per image: index, label, prediction and all probabilities.
 
     The columns of the probabilities are named after the classes, such as "p(Coat)". The index is
-    the image's position in the data set's file. Image folders add a column with the file name. The
-    first class has the label `first_label`, as in the data set's file.
+    the image's position in the data set's file, whose first class has the label `first_label`.
+    Image folders have neither, so they add the names of label and prediction, and the file.
     """
-    header = ["index", "label", "predicted", "confidence"]
-    header += [f"p({name})" for name in evaluation.class_names]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, "file"] if split.filenames else header)
-        for i, probabilities in enumerate(evaluation.probabilities.tolist()):
-            row = [split.indices[i], evaluation.labels[i] + first_label]
-            row += [evaluation.predicted[i] + first_label]
-            row += [f"{value:.4g}" for value in (max(probabilities), *probabilities)]
-            writer.writerow([*row, split.image_name(i)] if split.filenames else row)
+    names = evaluation.class_names
+    header = ["index", "label", "predicted", "confidence", *(f"p({name})" for name in names)]
+    header += ["label_name", "predicted_name", "file"] if split.filenames else []
+    rows: list[list[object]] = [list(header)]
+    for i, probabilities in enumerate(evaluation.probabilities.tolist()):
+        index, label, predicted = split.indices[i], evaluation.labels[i], evaluation.predicted[i]
+        numbers = (f"{value:.4g}" for value in (max(probabilities), *probabilities))
+        row = [index, label + first_label, predicted + first_label, *numbers]
+        if split.filenames:
+            row += [names[label], names[predicted], split.filenames[index]]
+        rows.append(row)
+    write_csv(path, rows)
 
 
 # --------------------------------------------------------------------------------- model files

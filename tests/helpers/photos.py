@@ -60,7 +60,7 @@ def check_photos(command_line, script, output_dir, photos_dir, test):
         f"\nAll probabilities: {table}\n"
         f"Model inputs and top classes: {figure} (first {predict.MAX_PLOTTED} images)\n"
     )
-    with open(table, newline="") as file:
+    with open(table, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert [CLASS_NAMES.index(row["predicted"]) for row in rows] == predicted
     paths = sorted(photos_dir.iterdir())
