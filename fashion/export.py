@@ -20,7 +20,7 @@ from fashion.errors import UsageError, UserError
 from fashion.files import check_disk_space, staging_dir
 from fashion.options import SharedOptions
 from fashion.results.evaluation import sample_rows
-from fashion.results.output import load_trained_model
+from fashion.results.output import load_trained_model, write_class_names
 
 import keras
 import numpy as np
@@ -133,8 +133,7 @@ def export_model(names: Sequence[str], options: SharedOptions) -> None:
                 f"  {output_dir / path.name}, {size / 1e6:.1f} MB: probabilities differ by at most "
                 f"{difference:.1g}"
             )
-        text = "".join(f"{name}\n" for name in class_names)
-        (directory / "classes.txt").write_text(text, encoding="utf-8")
+        write_class_names(directory, class_names)
         filenames = [FORMATS[name].filename for name in names]
         _move_all([*filenames, "classes.txt"], directory, output_dir)
     print(f"Exported in float32, and compared with Keras on {len(images)} {source}:")

@@ -7,11 +7,12 @@ import shlex
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from fashion import machine, startup
 from fashion.datasets.photos import IMAGE_SIZE
-from fashion.datasets.splits import CLASS_NAMES, Split, validate_class_names
+from fashion.datasets.splits import Split, validate_class_names
 from fashion.errors import UserError
 from fashion.files import staging_dir, write_csv
 from fashion.options import SharedOptions
@@ -27,6 +28,7 @@ import wandb
 
 OUTPUT_FILES = (
     "model.keras",
+    "classes.txt",
     "history.csv",
     "metrics.json",
     "predictions.csv",
@@ -125,6 +127,7 @@ def _write_files(
     """Write all of `OUTPUT_FILES`; return the comparison with another run."""
     metadata, data, epochs = run.metadata, run.data, run.epoch_logger.epochs
     save_model(model, directory / "model.keras", data.class_names)
+    write_class_names(directory, data.class_names)
     with open(directory / "history.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, dataclasses.asdict(epochs[0]))
         writer.writeheader()
@@ -189,14 +192,19 @@ def save_model(model: keras.Model, path: Path, class_names: tuple[str, ...]) -> 
         file.comment = json.dumps({"classes": class_names}).encode()
 
 
+def write_class_names(directory: Path, class_names: Iterable[str]) -> None:
+    """Write `classes.txt`, with one class name per line."""
+    (directory / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), "utf-8")
+
+
 def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, ...]]:
     """Load the model in `--output-dir` and its class names.
 
     Returns:
-        The model, uint8 (N, 28, 28) images → (N, classes) probabilities, and the class names, by
-        default `CLASS_NAMES`.
+        The model, uint8 (N, 28, 28) images → (N, classes) probabilities, and the class names, from
+        `classes.txt` if another tool has saved the model again, without its names.
     """
-    path = options.output_dir / "model.keras"
+    path, names_path = (options.output_dir / name for name in ("model.keras", "classes.txt"))
     command = f"python {options.script_name}.py"
     if options.output_dir != type(options)().output_dir:
         command += f" --output-dir {shlex.quote(str(options.output_dir))}"
@@ -204,8 +212,12 @@ def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, 
         raise UserError(f"{path} does not exist; `{command}` trains a model")
     try:
         with zipfile.ZipFile(path) as file:  # before Keras, which prints "not found" if damaged
-            names = json.loads(file.comment)["classes"] if file.comment else CLASS_NAMES
-        class_names = validate_class_names(map(str, names), "its list of classes")
+            has_names = file.comment.startswith(b'{"classes"')
+            names = json.loads(file.comment)["classes"] if has_names else []
+        if not has_names and names_path.exists():
+            names = names_path.read_text("utf-8-sig").splitlines()
+        if names or has_names:
+            names = validate_class_names(map(str, names), "its list of classes")
         model = keras.saving.load_model(path, safe_mode=True)
         shapes = model.input_shape, model.output_shape
     except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
@@ -214,6 +226,10 @@ def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, 
             f"{path} cannot be loaded: {reason}; if a newer Keras saved it, upgrade "
             f"Keras, else train another model with `{command}`"
         ) from None
-    if shapes != ((None, IMAGE_SIZE, IMAGE_SIZE), (None, len(class_names))):
+    if not has_names and len(names) != shapes[1][-1]:
+        raise UserError(f"{path} contains no class names; write them to {names_path}, one per line")
+    if shapes != ((None, IMAGE_SIZE, IMAGE_SIZE), (None, len(names))):
         raise UserError(f"{path} is not a model of these scripts; `{command}` trains one")
-    return model, class_names
+    if not has_names:
+        print(f"Class names: from {names_path}, since {path} contains none")
+    return model, tuple(names)
