@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fashion import machine
+from fashion import files, machine
 from fashion.options import SharedOptions, option, positive_int, redefine
 from fashion.results import evaluation, output
 from fashion.run import Run
@@ -50,6 +50,7 @@ def main(options: Options) -> None:
         run.lap("training")
         keras.utils.set_random_seed(options.seed)
         model = build_model(options.hidden_units, data.num_classes)
+        files.check_disk_space(options.output_dir, 4 * model.count_params())
         trainer = keras.Model(model.inputs, model.outputs)  # keeps the optimizer out of the file
         trainer.compile(
             optimizer=keras.optimizers.Adam(options.learning_rate),

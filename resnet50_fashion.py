@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fashion import machine, options as opt
+from fashion import files, machine, options as opt
 from fashion.backbones.backbone import ARCHITECTURES, STAGES, Backbone, load_backbone
 from fashion.backbones.feature_cache import FeatureCache
 from fashion.backbones.folding import copy_network
@@ -190,9 +190,8 @@ def build_feature_extractor(
 ) -> keras.Model:
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
-    It contains a copy of the network with batch normalization folded into the convolutions. Average
-    and maximum of the stages are included, since they take no time and other `--features` may need
-    them from the cache.
+    It contains a copy of the network with batch normalization folded. Average and maximum of the
+    stages are included: they take no time, and another run may read them from the cache.
 
     Args:
         feature_names: Features that the head takes.
@@ -292,6 +291,7 @@ def main(options: Options) -> None:
     if options.fine_tune_blocks:
         backbone.last_blocks(feature_names, options.fine_tune_blocks)  # an error before long work
     extractor = build_feature_extractor(backbone, feature_names)
+    files.check_disk_space(options.output_dir, 4 * extractor.count_params())  # of model.keras
     checkpoint = load_checkpoint(options, data, backbone)  # new, unless --resume continues a run
 
     weights_metadata = backbone.metadata(options.weights)

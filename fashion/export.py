@@ -123,7 +123,7 @@ def export_model(names: Sequence[str], options: SharedOptions) -> None:
     with staging_dir(output_dir) as directory:
         # First, since converters on a full disk raise errors that do not mention it.
         # For ONNX, a SavedModel is also written.
-        check_disk_space(directory, 4 * model.count_params() * (len(names) + 1))
+        check_disk_space(output_dir, 4 * model.count_params() * (len(names) + ("onnx" in names)))
         for name in names:
             path = directory / FORMATS[name].filename
             difference = export_and_compare(model, name, path, images, expected)

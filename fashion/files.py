@@ -44,21 +44,16 @@ def staging_dir(directory: Path, option: str = "--output-dir") -> Iterator[Path]
         shutil.rmtree(path, ignore_errors=True)
 
 
-def check_disk_space(directory: Path, size: int) -> None:
-    """Raise an `OSError` if a file of `size` bytes does not fit on the disk.
+def check_disk_space(directory: Path, size: int, option: str = "--output-dir") -> None:
+    """Raise a `UserError` that names `option` if a file of `size` bytes does not fit on the disk.
 
     Unlike checking free disk space, allocating a file also respects quotas and file-size limits.
     """
-    with tempfile.TemporaryFile(dir=directory) as file:
+    with staging_dir(directory, option) as path, tempfile.TemporaryFile(dir=path) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         elif size > shutil.disk_usage(directory).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def format_bytes(size: float) -> str:
-    """Format a size in bytes, such as "1.2 GB" or "35 MB"."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def describe_kind(content: bytes, default: str) -> str:

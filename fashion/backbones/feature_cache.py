@@ -110,11 +110,10 @@ class FeatureCache:
         )
         print(
             f"Features: extracting {num_images:,} images (flips included), "
-            f"{files.format_bytes(size)}, to {directory}",
+            f"{size / 1e6:,.0f} MB, to {directory}",
             flush=True,
         )
-        with files.staging_dir(directory, "--cache-dir") as temporary_dir:
-            files.check_disk_space(temporary_dir, size)
+        files.check_disk_space(directory, size, "--cache-dir")
 
     def _read_or_compute(self, chunk: Chunk, log: LogMetrics | None) -> dict[str, np.ndarray]:
         """Return the features of a chunk, float16 (N, channels) each, at least those of `names`."""

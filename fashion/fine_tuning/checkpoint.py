@@ -75,7 +75,7 @@ class Checkpoint:
                     # On a full disk, h5py may crash the process (3.16: "Segmentation fault").
                     variables = [*model.variables, *model.optimizer.variables]
                     size = sum(4 * math.prod(v.shape) + 4096 for v in variables)  # with metadata
-                    files.check_disk_space(temporary_dir, size)
+                    files.check_disk_space(self.directory, size)
                     path = temporary_dir / str(self.last_weights)
                     model.save_weights(path)
                     path.replace(self.directory / path.name)

@@ -206,13 +206,13 @@ def test_rate_counts_computed_images_without_the_first_chunk(cache, split, monke
 def test_too_small_disk_raises_before_extraction(cache, split, monkeypatch, capsys):
     sizes = []
 
-    def check_disk_space(directory, size):
+    def check_disk_space(directory, size, option):
         sizes.append(size)
         if len(sizes) == 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise UserError(f"{option}: {os.strerror(errno.ENOSPC)}")
 
     monkeypatch.setattr(feature_cache.files, "check_disk_space", check_disk_space)
-    with pytest.raises(UserError, match=r"^--cache-dir: .*No space left on device"):
+    with pytest.raises(UserError, match=r"^--cache-dir: No space left on device"):
         cache.load(split, flip=False)
     assert "Features: extracting 80 images (flips included), 0 MB, to " in capsys.readouterr().out
     assert not cache.extractor.steps and not directory_contents(cache.directory)
