@@ -1,5 +1,6 @@
 """Code shared by both scripts: data loading, batching, the command line."""
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def run_script(
             if not wandb_session.is_disabled(options.wandb):
                 output_dirs["WANDB_DIR"] = wandb_session.wandb_dir()
             image_folder.check_outputs_outside_data_dir(options.data_dir, output_dirs)
-            output.claim_output_dir(options.output_dir)
-            main(options)
+            with output.claim_output_dir(options.output_dir) as output_dir:
+                main(dataclasses.replace(options, output_dir=output_dir))
 
     errors.run_and_exit(parse_and_run)

@@ -120,7 +120,7 @@ def export_model(names: Sequence[str], options: SharedOptions) -> None:
     images, source = _load_images(options)
     expected = model.predict(images, verbose=0)
     output_dir, lines = options.output_dir, []
-    with staging_dir(output_dir) as directory:
+    with staging_dir(output_dir, kind="export") as directory:
         # First, since converters on a full disk raise errors that do not mention it.
         # For ONNX, a SavedModel is also written.
         check_disk_space(output_dir, 4 * model.count_params() * (len(names) + ("onnx" in names)))

@@ -7,11 +7,14 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fashion.errors import UserError, describe
+
+import filelock
 
 # Files that are often taken for others: regular expressions of their first bytes.
 FILE_KINDS = {
@@ -25,14 +28,27 @@ FILE_KINDS = {
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how cells begin that a spreadsheet computes
 
 
+def try_lock(directory: Path) -> filelock.BaseFileLock | None:
+    """Create and lock a directory; return None if another process that still runs has locked it."""
+    check_disk_space(directory, size=1)  # an error if nothing can be written
+    lock = filelock.FileLock(directory / ".lock", fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return None
+    except OSError as error:  # some network file systems have no locks
+        print(f"WARNING: cannot lock {directory} ({error}); use it for one run", file=sys.stderr)
+    return lock
+
+
 @contextlib.contextmanager
-def staging_dir(directory: Path, option: str = "--output-dir") -> Iterator[Path]:
+def staging_dir(directory: Path, option: str = "--output-dir", kind: str = "run") -> Iterator[Path]:
     """Yield a temporary directory inside `directory`, which is created if needed.
 
     The caller writes files there and moves each to its final name when it is complete. Files that
     are left are deleted. An error names `option`, which sets the directory.
     """
-    path = directory / f".incomplete-{secrets.token_hex(6)}"
+    path = directory / f".incomplete-{kind}-{secrets.token_hex(6)}"
     try:
         path.mkdir(parents=True)  # inside the block, so that a signal leaves nothing behind
         yield path

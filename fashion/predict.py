@@ -102,7 +102,7 @@ def save_predictions(
     class_names: tuple[str, ...],
 ) -> None:
     """Write `PREDICTIONS_CSV`, with a column per class, and `PREDICTIONS_PNG` atomically."""
-    with staging_dir(directory) as temporary_dir:
+    with staging_dir(directory, kind="predict") as temporary_dir:
         rows: list[list[object]] = [["file", "predicted", *(f"p({name})" for name in class_names)]]
         for user_image, row in zip(user_images, probabilities, strict=True):
             rows.append([user_image.name, class_names[row.argmax()], *row])

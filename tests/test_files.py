@@ -1,11 +1,14 @@
 """Staging directories and the check of disk space."""
 
 import errno
+import os
 
 from fashion.errors import UserError
-from fashion.files import check_disk_space, staging_dir
+from fashion.files import check_disk_space, staging_dir, try_lock
 
 import pytest
+
+fcntl = pytest.importorskip("fcntl", reason="needs locks as on Unix")
 
 
 def test_staging_dir_is_hidden_inside_the_target_and_deleted(tmp_path):
@@ -47,7 +50,19 @@ def test_staging_dir_in_an_unusable_directory_raises(tmp_path):
 
 def test_too_small_disk_raises(tmp_path):
     check_disk_space(tmp_path, 1_000_000)
-    with pytest.raises(OSError) as error:
-        check_disk_space(tmp_path, 2**60)
-    assert error.value.errno in (errno.ENOSPC, errno.EFBIG)
+    with pytest.raises(UserError, match=r"^--x: cannot write to .*(No space|too large)"):
+        check_disk_space(tmp_path, 2**60, "--x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_causes_one_warning(number, tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = try_lock(tmp_path)
+    assert not lock.is_locked
+    lock.release()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"WARNING: cannot lock {tmp_path}") and os.strerror(number) in line

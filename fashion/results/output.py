@@ -1,20 +1,23 @@
 """The files in a run's output directory."""
 
+import contextlib
 import csv
 import dataclasses
+import itertools
 import json
+import os
 import shlex
-import tempfile
+import shutil
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fashion import machine, startup
 from fashion.datasets.photos import IMAGE_SIZE
 from fashion.datasets.splits import Split, validate_class_names
-from fashion.errors import UserError
-from fashion.files import staging_dir, write_csv
+from fashion.errors import UsageError, UserError
+from fashion.files import staging_dir, try_lock, write_csv
 from fashion.options import SharedOptions
 from fashion.results import dashboard
 from fashion.results.comparison import Comparison, compare
@@ -39,20 +42,30 @@ OUTPUT_FILES = (
 UPLOAD_BYTES_PER_SECOND = 250_000  # 2 Mbit/s
 
 
-def claim_output_dir(output_dir: Path) -> None:
-    """Create the output directory, and print which files will be overwritten."""
+@contextlib.contextmanager
+def claim_output_dir(output_dir: Path) -> Iterator[Path]:
+    """Lock the output directory, yield it, and print which files will be overwritten.
+
+    If it is locked, a trial of a sweep takes `<output_dir>-2` …: W&B gives up after three failures.
+    """
+    directory, numbers = output_dir, itertools.count(2)
+    while not (lock := try_lock(directory)):
+        if not os.environ.get("WANDB_SWEEP_ID"):
+            reason = f"another run uses {directory}; wait until it ends, or use another directory"
+            raise UsageError(f"--output-dir: {reason}")
+        directory = Path(f"{output_dir}-{next(numbers)}")
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output_dir).close()
-    except OSError as error:
-        raise UserError(f"--output-dir: {error}; use a directory that you can write to") from None
-    if subdirs := [name for name in OUTPUT_FILES if (output_dir / name).is_dir()]:
-        raise UserError(
-            f"--output-dir: {output_dir / subdirs[0]} is a directory; remove it, or use another "
-            "output directory"
-        )
-    if existing := [name for name in OUTPUT_FILES if (output_dir / name).exists()]:
-        print(f"Existing files in {output_dir} will be overwritten: {', '.join(existing)}")
+        if subdirs := [name for name in OUTPUT_FILES if (directory / name).is_dir()]:
+            reason = f"{directory / subdirs[0]} is a directory; remove it, or use another directory"
+            raise UserError(f"--output-dir: {reason}")
+        if existing := [name for name in OUTPUT_FILES if (directory / name).exists()]:
+            print(f"Existing files in {directory} will be overwritten: {', '.join(existing)}")
+        for parent in (directory, directory / "checkpoint") if lock.is_locked else ():
+            for path in parent.glob(".incomplete-run-*"):  # of killed runs
+                shutil.rmtree(path, ignore_errors=True)
+        yield directory
+    finally:
+        lock.release()
 
 
 def save_results(

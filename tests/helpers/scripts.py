@@ -71,7 +71,7 @@ class Result:
     """The files in a run's output directory."""
 
     def __init__(self, directory: Path):
-        names = {path.name for path in directory.iterdir()} - {"checkpoint"}  # of fine-tuning
+        names = {path.name for path in directory.iterdir()} - {"checkpoint", ".lock"}
         assert names == set(OUTPUT_FILES)
         self.directory = directory
         self.metrics = json.loads((directory / "metrics.json").read_text())
