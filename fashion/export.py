@@ -134,8 +134,10 @@ def export_model(names: Sequence[str], options: SharedOptions) -> None:
                 f"{difference:.1g}"
             )
         write_class_names(directory, class_names)
-        filenames = [FORMATS[name].filename for name in names]
-        _move_all([*filenames, "classes.txt"], directory, output_dir)
+        for filename in (*(FORMATS[name].filename for name in names), "classes.txt"):
+            if os.path.lexists(output_dir / filename):  # a directory cannot be overwritten
+                (output_dir / filename).replace(directory / f"previous-{filename}")
+            (directory / filename).replace(output_dir / filename)
     print(f"Exported in float32, and compared with Keras on {len(images)} {source}:")
     print(*lines, f"  {output_dir / 'classes.txt'}: names of the classes", sep="\n")
 
@@ -198,17 +200,3 @@ def export_and_compare(
             f"more than {MAX_DIFFERENCE}; no file was written"
         )
     return difference
-
-
-def _move_all(filenames: Sequence[str], source: Path, target: Path) -> None:
-    """Move files and directories; on an error, restore those that were in `target` before."""
-    previous = source / "previous"
-    previous.mkdir()
-    with contextlib.ExitStack() as undo:
-        for filename in filenames:
-            if os.path.lexists(target / filename):
-                (target / filename).replace(previous / filename)
-                undo.callback((previous / filename).replace, target / filename)
-            (source / filename).replace(target / filename)
-            undo.callback((target / filename).replace, source / filename)
-        undo.pop_all()  # nothing has failed

@@ -218,20 +218,6 @@ def test_export_replaces_earlier_files_and_keeps_them_on_failure(
     }
 
 
-def test_move_all_restores_all_files_on_an_error(tmp_path):
-    """The last of the names fails."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    for directory in source, target:
-        (directory / "directory").mkdir(parents=True)
-        (directory / "directory" / directory.name).touch()
-        (directory / "file").write_text(directory.name)
-    (source / "new").touch()
-    before = directory_contents(target)
-    with pytest.raises(FileNotFoundError):
-        export._move_all(["directory", "file", "new", "missing"], source, target)
-    assert directory_contents(target) == before
-
-
 # ------------------------------------------------------------------------ messages and checks
 
 
