@@ -340,8 +340,9 @@ def main(options: Options) -> None:
         evaluations = evaluation.evaluate(predictions, data, temperature)  # accuracy, per class, …
         model = build_full_model(extractor, feature_names, head, options.flip)
         model = evaluation.calibrate(model, temperature)
-        comparison = output.save_results(run, model, predictions, evaluations, temperature)
-        checkpoint.mark_finished()
+        comparison = output.save_results(
+            run, model, predictions, evaluations, temperature, on_saved=checkpoint.mark_finished
+        )
     output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)
 

@@ -1,5 +1,6 @@
 """How a script ends: messages for the user, exit codes, signals."""
 
+import contextlib
 import errno
 import gc
 import io
@@ -8,7 +9,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -65,6 +66,19 @@ def raise_if_terminated() -> None:
     """
     if _received_signal:
         raise SystemExit(128 + _received_signal)
+
+
+@contextlib.contextmanager
+def warn_on_failure(subject: str) -> Iterator[None]:
+    """Print any error as a warning: the results of a run do not depend on `subject`."""
+    try:
+        yield
+    except Exception as error:
+        raise_if_terminated()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"WARNING: could not make {subject} ({reason})", file=sys.stderr)
+        if sys.flags.dev_mode:
+            traceback.print_exc()
 
 
 def _handle_signal(number: int, _frame: FrameType | None) -> None:

@@ -23,8 +23,8 @@ HIDDEN_VARIABLES = (
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_NNX_ENABLED": "0"}  # overrides keras.json
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # messages about drivers would hide the results
-# Otherwise, scikit-learn counts the cores, and prints a traceback where there is no `lscpu`.
-os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+# Otherwise, scikit-learn counts cores with `lscpu`, or raises an error for a value like "auto".
+os.environ["LOKY_MAX_CPU_COUNT"] = "1"
 # WANDB_SERVICE points to the W&B process of the parent program, which may have ended; without it,
 # W&B starts its own. Empty variables mean "not set", but W&B would reject them, and Keras would use
 # the working directory.

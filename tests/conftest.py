@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -28,6 +29,10 @@ import common
 os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
 for name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[name]  # the user's settings must not reach a test
+
+# In tests, a figure or dashboard that cannot be made is an error.
+WARN_ON_FAILURE = errors.warn_on_failure
+errors.warn_on_failure = lambda subject: contextlib.nullcontext()
 
 # The slowest files, slowest first. If a worker started one of them last, the others would wait.
 SLOWEST_FILES = (
@@ -60,6 +65,12 @@ def reset_libraries() -> Iterator[None]:
     yield
     keras.config.set_dtype_policy("float32")
     wandb.teardown()
+
+
+@pytest.fixture
+def only_warn(monkeypatch) -> None:
+    """Make the failure of a figure or dashboard a warning, as outside of the tests."""
+    monkeypatch.setattr(errors, "warn_on_failure", WARN_ON_FAILURE)
 
 
 # ------------------------------------------------------------------------------------ scripts

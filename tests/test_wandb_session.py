@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from fashion import wandb_session
-from fashion.errors import UsageError, UserError
+from fashion.errors import UsageError
 
 import pytest
 import wandb

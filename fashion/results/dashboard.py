@@ -20,7 +20,7 @@ def log_results(
     directory: Path,
     run: Run,
     evaluations: dict[str, Evaluation],
-    neighbors: Neighbors,
+    neighbors: Neighbors | None,
 ) -> wandb.Artifact | None:
     """Log charts, tables, summary, report and model; return the model's artifact, if any.
 
@@ -46,12 +46,15 @@ def log_results(
     for part in "train", "validation", "test", "calibration", "parameters", "memory", "seconds":
         for name, value in summary[part].items():
             wandb_run.summary[f"{part}/{name}"] = value
-    images = {f"report/{Path(name).stem}": wandb.Image(str(directory / name)) for name in FIGURES}
-    page = wandb.Html(str(directory / "report.html"), inject=False)
-    wandb_run.log(images | {"report/page": page})
+    figures = [path for path in map(directory.joinpath, FIGURES) if path.exists()]
+    report: dict[str, object] = {f"report/{path.stem}": wandb.Image(str(path)) for path in figures}
+    if (page := directory / "report.html").exists():
+        report["report/page"] = wandb.Html(str(page), inject=False)
+    wandb_run.log(report)
     if wandb_run.sweep_id:
         return None
-    wandb_run.log({"test/nearest_neighbors": _neighbors_table(test, data, neighbors)})
+    if neighbors:
+        wandb_run.log({"test/nearest_neighbors": _neighbors_table(test, data, neighbors)})
     artifact = wandb.Artifact(run.options.script_name, type="model", metadata=summary)
     artifact.add_file(str(directory / "model.keras"), skip_cache=True)
     return wandb_run.log_artifact(artifact)

@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fashion import errors
 from fashion.datasets.splits import ImageDataset, Split
+from fashion.files import staging_dir
 from fashion.results.evaluation import (
     Evaluation,
     Neighbors,
@@ -290,16 +292,18 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 
 
 def save_figures(directory: Path, **results: object) -> None:
-    """Save `FIGURES` in a directory.
+    """Save `FIGURES` in a directory; print a warning for each that fails.
 
-    Args:
-        directory: Directory.
-        results: epochs, data, evaluations by the name of the split, and neighbors: the nearest
-            training images of the `NUM_NEIGHBOR_MISTAKES` most confident errors.
+    `results` are epochs, data, evaluations by the name of the split, and neighbors: the nearest
+    training images of the `NUM_NEIGHBOR_MISTAKES` most confident errors, or None.
     """
-    with plot_style():
+    with staging_dir(directory) as temporary_dir, plot_style():
         for name, plot in FIGURES.items():
-            plot(**results).savefig(directory / name)
+            if name == "neighbors.png" and results["neighbors"] is None:
+                continue  # which has failed before
+            with errors.warn_on_failure(name):
+                plot(**results).savefig(temporary_dir / name)
+                (temporary_dir / name).replace(directory / name)
 
 
 @contextlib.contextmanager

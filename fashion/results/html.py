@@ -36,6 +36,7 @@ def render_report(
         "Versions and hardware": metadata["versions"],
     }
     commands = training_command(options), prediction_command(options)
+    paths = [path for path in map(figures_dir.joinpath, FIGURES) if path.exists()]
     return template.render(
         title=f"{options.script_name} on {run.data.name}",
         accuracy=f"{test.accuracy:.1%}",
@@ -47,9 +48,7 @@ def render_report(
         comparison=comparison,
         commands=commands,
         placeholders=list(dict.fromkeys(re.findall(r"\b[A-Z][A-Z_]+\b", " ".join(commands)))),
-        figures={
-            name: base64.b64encode((figures_dir / name).read_bytes()).decode() for name in FIGURES
-        },
+        figures={path.name: base64.b64encode(path.read_bytes()).decode() for path in paths},
         details={
             heading: [(name, _format_value(value)) for name, value in values.items()]
             for heading, values in details.items()

@@ -10,35 +10,33 @@ import shlex
 import shutil
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from fashion import machine, startup
+from fashion import errors, machine, startup
 from fashion.datasets.photos import IMAGE_SIZE
 from fashion.datasets.splits import Split, validate_class_names
 from fashion.errors import UsageError, UserError
 from fashion.files import staging_dir, try_lock, write_csv
 from fashion.options import SharedOptions
 from fashion.results import dashboard
-from fashion.results.comparison import Comparison, compare
-from fashion.results.evaluation import Evaluation, Neighbors, Predictions, nearest_neighbors
+from fashion.results.comparison import HEADER, Comparison, compare
+from fashion.results.evaluation import Evaluation, Predictions, nearest_neighbors
 from fashion.results.figures import FIGURES, NUM_NEIGHBOR_MISTAKES, NUM_NEIGHBORS, save_figures
 from fashion.results.html import render_report
 from fashion.run import Run, best_epoch, parameter_counts
 
 import keras
-import wandb
 
-OUTPUT_FILES = (
-    "model.keras",
+RESULT_FILES = (
+    "model.keras",  # replaced first
     "classes.txt",
-    "history.csv",
     "metrics.json",
+    "history.csv",
     "predictions.csv",
     "validation_predictions.csv",
-    "report.html",
-    *FIGURES,
 )
+OUTPUT_FILES = (*RESULT_FILES, "report.html", *FIGURES)
 UPLOAD_BYTES_PER_SECOND = 250_000  # 2 Mbit/s
 
 
@@ -48,6 +46,8 @@ def claim_output_dir(output_dir: Path) -> Iterator[Path]:
 
     If it is locked, a trial of a sweep takes `<output_dir>-2` …: W&B gives up after three failures.
     """
+    if not 1980 <= time.localtime().tm_year < 2108:
+        raise UserError(f"a .keras file cannot contain the date {time.ctime()}; set the clock")
     directory, numbers = output_dir, itertools.count(2)
     while not (lock := try_lock(directory)):
         if not os.environ.get("WANDB_SWEEP_ID"):
@@ -74,8 +74,11 @@ def save_results(
     predictions: dict[str, Predictions],
     evaluations: dict[str, Evaluation],
     temperature: float,
+    on_saved: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Write all output files atomically, and log them to W&B; return what `print_summary` prints.
+    """Save the results, then figures, report and dashboard; return what `print_summary` prints.
+
+    Files of an earlier run stay until `RESULT_FILES` are complete; what fails later is a warning.
 
     Args:
         run: Run with at least one epoch.
@@ -83,37 +86,53 @@ def save_results(
         predictions: Predictions before the calibration, by the name of the split.
         evaluations: Evaluations of the calibrated predictions, by the name of the split.
         temperature: Temperature of the calibration.
+        on_saved: Called once `RESULT_FILES` are in the output directory.
     """
     run.lap("saving")
-    output_dir = run.options.output_dir
-    test = evaluations["test"]
-    mistakes = test.most_confident_errors(NUM_NEIGHBOR_MISTAKES)
-    neighbors = nearest_neighbors(
-        predictions["test"].embeddings[mistakes], predictions["train"].embeddings, NUM_NEIGHBORS
-    )
+    output_dir, test = run.options.output_dir, evaluations["test"]
     uncalibrated = Evaluation(predictions["test"].probabilities, test.labels, test.class_names)
     run.metadata["calibration"] = {
         "temperature": temperature,
         "uncalibrated_error": uncalibrated.expected_calibration_error,  # of the test images
     }
+    comparison, neighbors = Comparison([list(HEADER)], ""), None
     with staging_dir(output_dir) as directory:
-        comparison = _write_files(directory, run, model, evaluations, neighbors)
-        size = sum(path.stat().st_size for path in directory.iterdir())
-
-        def log_results(wandb_run: wandb.Run) -> wandb.Artifact | None:
-            # Trials of a sweep share `output_dir`; the staging directory is gone when an offline
-            # copy is made.
-            source = directory if directory.exists() else output_dir
-            return dashboard.log_results(wandb_run, source, run, evaluations, neighbors)
-
-        try:
-            run.log_with(log_results, upload_seconds=60 + size // UPLOAD_BYTES_PER_SECOND)
-        except UserError as error:
-            raise UserError(f"{error}; the results in {output_dir} are complete") from None
-        finally:  # keep the results even if W&B fails
-            for name in OUTPUT_FILES:
-                (directory / name).replace(output_dir / name)
+        _write_results(directory, run, model, evaluations)
+        with errors.warn_on_failure("the comparison"):
+            comparison = compare(run, directory)
+        replace_results(directory, output_dir)
+    with errors.warn_on_failure("checkpoint/state.json"):
+        on_saved()
+    with errors.warn_on_failure("neighbors.png"):
+        mistakes = test.most_confident_errors(NUM_NEIGHBOR_MISTAKES)
+        neighbors = nearest_neighbors(
+            predictions["test"].embeddings[mistakes], predictions["train"].embeddings, NUM_NEIGHBORS
+        )
+    with errors.warn_on_failure("the figures"):
+        epochs = run.epoch_logger.epochs
+        save_figures(
+            output_dir, evaluations=evaluations, data=run.data, epochs=epochs, neighbors=neighbors
+        )
+    with errors.warn_on_failure("report.html"), staging_dir(output_dir) as directory:
+        page = render_report(run, evaluations, comparison, output_dir)
+        (directory / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+        (directory / "report.html").replace(output_dir / "report.html")
+    with errors.warn_on_failure("the W&B dashboard"):
+        run.log_with(
+            lambda wandb: dashboard.log_results(wandb, output_dir, run, evaluations, neighbors),
+            upload_seconds=60
+            + (output_dir / "model.keras").stat().st_size // UPLOAD_BYTES_PER_SECOND,
+        )
     return comparison
+
+
+def replace_results(source: Path, output_dir: Path) -> None:
+    """Replace the files of an earlier run; a kill leaves a model, and other files of its run."""
+    for name in OUTPUT_FILES[1:]:
+        with contextlib.suppress(OSError):  # if it is in use, replacing it fails, after the model
+            (output_dir / name).unlink()
+    for name in RESULT_FILES:
+        (source / name).replace(output_dir / name)
 
 
 def print_summary(run: Run, comparison: Comparison) -> None:
@@ -125,19 +144,17 @@ def print_summary(run: Run, comparison: Comparison) -> None:
         print("  ".join(f"{cell:{align}{width}}" for cell, align, width in cells))
     if comparison.difference:
         print(comparison.difference)
-    print(f"\nSaved in {run.options.output_dir}: {', '.join(OUTPUT_FILES)}")
+    output_dir = run.options.output_dir
+    saved = [name for name in OUTPUT_FILES if (output_dir / name).exists()]
+    print(f"\nSaved in {output_dir}: {', '.join(saved)}")
     for line in run.hints():
         print(line)
 
 
-def _write_files(
-    directory: Path,
-    run: Run,
-    model: keras.Model,
-    evaluations: dict[str, Evaluation],
-    neighbors: Neighbors,
-) -> Comparison:
-    """Write all of `OUTPUT_FILES`; return the comparison with another run."""
+def _write_results(
+    directory: Path, run: Run, model: keras.Model, evaluations: dict[str, Evaluation]
+) -> None:
+    """Write all of `RESULT_FILES`."""
     metadata, data, epochs = run.metadata, run.data, run.epoch_logger.epochs
     save_model(model, directory / "model.keras", data.class_names)
     write_class_names(directory, data.class_names)
@@ -148,7 +165,6 @@ def _write_files(
     for prefix, name in ("", "test"), ("validation_", "validation"):
         path = directory / f"{prefix}predictions.csv"
         write_predictions(path, data.splits[name], evaluations[name], data.first_label)
-    save_figures(directory, evaluations=evaluations, data=data, epochs=epochs, neighbors=neighbors)
     # Fine-tuning counts the parameters before it folds the model.
     metadata.setdefault("parameters", parameter_counts(model))
     metadata.update({name: evaluation.summary() for name, evaluation in evaluations.items()})
@@ -161,10 +177,6 @@ def _write_files(
     metadata["memory"] = machine.peak_memory()
     metadata["seconds"]["total"] = round(time.perf_counter() - startup.START_TIME, 2)
     (directory / "metrics.json").write_text(json.dumps(metadata, indent=2) + "\n")
-    comparison = compare(run, directory)
-    page = render_report(run, evaluations, comparison, directory)
-    (directory / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
-    return comparison
 
 
 def write_predictions(

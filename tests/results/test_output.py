@@ -2,30 +2,44 @@
 
 import csv
 import dataclasses
+import itertools
 import json
+import os
 import re
+import signal
+import sys
+import time
 import zipfile
 from pathlib import Path
 
-from fashion.datasets.splits import CLASS_NAMES, validate_class_names
+from fashion.datasets.splits import validate_class_names
 from fashion.errors import UserError
+from fashion.files import staging_dir
+from fashion.predict import UserImage, save_predictions
 from fashion.results import output
 from fashion.results.comparison import HEADER, Comparison
 from fashion.results.evaluation import Evaluation
-from fashion.results.output import OUTPUT_FILES, load_trained_model, save_model
+from fashion.results.figures import FIGURES
+from fashion.results.output import OUTPUT_FILES, RESULT_FILES, load_trained_model, save_model
 
 import keras
 import numpy as np
 import pytest
 from helpers.results import EPOCHS, open_run
 from helpers.scripts import ROOT, skip_figures
+from helpers.wandb_runs import read_wandb_run
 
 import cnn_basic
 
 
 def read_rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def output_dir(tmp_path):
+    return tmp_path / "output"
 
 
 @pytest.fixture
@@ -38,23 +52,46 @@ def save(model, predictions, evaluations, monkeypatch):
 # ---------------------------------------------------------------------------- output directory
 
 
-def test_claim_output_dir_prints_what_will_be_overwritten(tmp_path, capsys):
+def test_claim_output_dir_creates_it_and_prints_what_will_be_overwritten(output_dir, capsys):
+    with output.claim_output_dir(output_dir / "below") as directory:
+        assert directory == output_dir / "below"
+    assert {path.name for path in output_dir.rglob("*")} == {"below", ".lock"}
+    assert capsys.readouterr().out == ""
     for name in "curves.png", "metrics.json", "unrelated.txt":
-        (tmp_path / name).write_text("")
-    output.claim_output_dir(tmp_path)
-    expected = f"Existing files in {tmp_path} will be overwritten: metrics.json, curves.png\n"
+        (output_dir / name).write_text("")
+    with output.claim_output_dir(output_dir):
+        pass
+    expected = f"Existing files in {output_dir} will be overwritten: metrics.json, curves.png\n"
     assert capsys.readouterr().out == expected
 
 
 def test_directory_that_cannot_be_used_is_an_error(tmp_path):
     output_dir = tmp_path / "output"
     output_dir.write_text("a file")
-    with pytest.raises(UserError, match=r"^--output-dir: .*; use a directory that you can write"):
-        output.claim_output_dir(output_dir)
+    with pytest.raises(UserError, match=r"^--output-dir: cannot write to .*Not a directory"):
+        output.claim_output_dir(output_dir).__enter__()
     output_dir.unlink()
     (output_dir / "report.html").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^--output-dir: .*report.html is a directory; remove it"):
-        output.claim_output_dir(output_dir)
+        output.claim_output_dir(output_dir).__enter__()
+
+
+def test_leftovers_of_killed_runs_are_removed_but_not_those_of_predict(output_dir):
+    with staging_dir(output_dir, kind="predict") as predict:
+        for parent in output_dir, output_dir / "checkpoint":
+            (parent / ".incomplete-run-1234").mkdir(parents=True)
+            (parent / ".incomplete-run-1234" / "model.keras").touch()
+        with output.claim_output_dir(output_dir):
+            names = {str(path.relative_to(output_dir)) for path in output_dir.rglob("*")}
+            assert names == {".lock", "checkpoint", predict.name}
+
+
+@pytest.mark.parametrize("year", [1970, 2108])
+def test_date_that_a_model_file_cannot_contain_is_an_error(year, output_dir, monkeypatch):
+    date = time.struct_time((year, 1, 2, 0, 0, 0, 4, 2, 0))
+    monkeypatch.setattr(time, "localtime", lambda seconds=None: date)
+    with pytest.raises(UserError, match=r"a .keras file cannot contain the date .*; set the clock"):
+        output.claim_output_dir(output_dir).__enter__()
 
 
 # --------------------------------------------------------------------------------------- files
@@ -82,15 +119,50 @@ def test_write_predictions_writes_file_names_last_and_labels_of_the_data_set(tmp
     evaluation = Evaluation(np.eye(10)[split.labels], split.labels, sample.class_names)
     output.write_predictions(path := tmp_path / "x.csv", split, evaluation, first_label=1)
     rows = read_rows(path)
-    assert list(rows[0])[-1] == "file" and len(rows[0]) == 15
+    assert list(rows[0])[-3:] == ["label_name", "predicted_name", "file"] and len(rows[0]) == 17
     for row, label, i in zip(rows, split.labels, range(400), strict=True):
-        assert row["file"] == split.image_name(i)
+        assert row["file"] == filenames[split.indices[i]]
         assert row["label"] == row["predicted"] == str(label + 1)
+        assert row["label_name"] == row["predicted_name"] == sample.class_names[label]
+
+
+NAMES = ("NA", "null", "007", "1-2", "=1+1", "-5", "'=", "''+", "Mäntel", 'a,"b"')
+FILES = ("=1.png", "+/a", "@", "\tx", "\rx", "two\nlines\r", "a\tb", "\u2028", "'tis", "nan")
+
+
+@pytest.mark.any_version  # pandas
+def test_documented_lines_read_names_as_they_are_meant(tmp_path, sample, monkeypatch):
+    skip_figures(monkeypatch)
+    pytest.importorskip("pandas")
+    split = dataclasses.replace(
+        sample.test, labels=np.arange(10), indices=np.arange(10), filenames=FILES
+    )
+    output.write_predictions(
+        tmp_path / "predictions.csv", split, Evaluation(np.eye(10), split.labels, NAMES)
+    )
+    images = [UserImage(name, None, np.zeros((28, 28), "uint8")) for name in FILES]
+    save_predictions(tmp_path, images, np.eye(10), NAMES)
+    docs = (ROOT / "docs" / "outputs.md").read_text()
+    (code,) = re.findall(r"^```python\n(import pandas.+?)^```$", docs, re.MULTILINE | re.DOTALL)
+    exec(code.replace("outputs/mine", str(tmp_path)), tables := {})
+    (undo,) = re.findall(r'`table\["file"\](\.str.+?)`', docs)
+    for name, file, columns in (
+        ("table", "predictions.csv", {"label_name": NAMES, "predicted_name": NAMES, "file": FILES}),
+        ("user", "user_predictions.csv", {"predicted": NAMES, "file": FILES}),
+    ):
+        with open(tmp_path / file, newline="", encoding="utf-8-sig") as text:
+            rows = list(csv.DictReader(text, strict=True))
+        for column, expected in columns.items():
+            cells = tables[name][column]
+            assert cells.tolist() == [row[column] for row in rows]
+            assert not any(re.match(r"[=+\-@\t\r]", cell) for cell in cells)
+            assert tuple(eval(f"cells{undo}")) == expected
+        assert (tmp_path / file).read_bytes().startswith(b"\xef\xbb\xbf")  # for Excel
 
 
 def test_documented_code_reads_labels_and_probabilities(saved_run, evaluations):
     docs = (ROOT / "docs" / "outputs.md").read_text()
-    (code,) = re.findall(r"^```python\n(.+?)^```$", docs, re.MULTILINE | re.DOTALL)
+    code, *_ = re.findall(r"^```python\n(.+?)^```$", docs, re.MULTILINE | re.DOTALL)
     documented = "outputs/cnn_basic/validation_predictions.csv"
     assert documented in code
     path = saved_run.options.output_dir / "validation_predictions.csv"
@@ -134,19 +206,101 @@ def test_given_parameter_counts_are_saved(save, sample, tmp_path):
     assert metrics["parameters"] == {"trainable": 1, "frozen": 2}
 
 
-@pytest.mark.parametrize("error", [UserError("W&B could not write"), KeyboardInterrupt()], ids=str)
-def test_errors_of_wandb_keep_the_results(error, save, sample, tmp_path):
+def test_ctrl_c_during_the_upload_keeps_the_results(save, sample, output_dir):
     def fail(*args, **kwargs):
-        raise error
+        raise KeyboardInterrupt
 
-    run = open_run(sample, tmp_path)
+    run = open_run(sample, output_dir)
     run.log_with = fail
-    with pytest.raises(type(error)) as info:
+    with pytest.raises(KeyboardInterrupt):
         save(run)
-    if isinstance(error, UserError):
-        assert str(info.value) == f"{error}; the results in {tmp_path} are complete"
-    assert {path.name for path in tmp_path.iterdir()} == set(OUTPUT_FILES)
-    assert json.loads((tmp_path / "metrics.json").read_text())["best_epoch"] == 2
+    assert {path.name for path in output_dir.iterdir()} == set(OUTPUT_FILES)
+    assert json.loads((output_dir / "metrics.json").read_text())["best_epoch"] == 2
+
+
+def kill_at(step):
+    """Kill this process before its n-th removal or renaming of a file."""
+    steps = itertools.count()
+
+    def hook(event, args):
+        if event in ("os.remove", "os.rename") and next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def test_kill_between_any_two_steps_leaves_a_model_and_files_of_its_run(tmp_path):
+    for step in itertools.count():
+        source, target = tmp_path / f"new {step}", tmp_path / f"old {step}"
+        for directory, names in (source, RESULT_FILES), (target, OUTPUT_FILES):
+            directory.mkdir()
+            for name in names:
+                (directory / name).write_text(directory.name)
+        if not (pid := os.fork()):
+            kill_at(step)
+            output.replace_results(source, target)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        contents = {path.name: path.read_text() for path in target.iterdir()}
+        assert len(set(contents.values())) == 1 and "model.keras" in contents
+        if not status:
+            break
+    assert step == len(OUTPUT_FILES) - 1 + len(RESULT_FILES)
+    assert contents == dict.fromkeys(RESULT_FILES, source.name)
+
+
+def test_file_that_cannot_be_replaced_costs_no_model(save, sample, output_dir):
+    (output_dir / "predictions.csv").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^--output-dir: cannot write to .*predictions.csv"):
+        save(open_run(sample, output_dir))
+    assert (output_dir / "model.keras").exists() and (output_dir / "metrics.json").exists()
+
+
+STEPS = {  # after the training: what is missing, and what the warning names
+    "compare": ([], "the comparison"),
+    "on_saved": ([], "checkpoint/state.json"),
+    "nearest_neighbors": (["neighbors.png"], "neighbors.png"),
+    "tsne.png": (["tsne.png"], "tsne.png"),
+    "save_figures": (FIGURES, "the figures"),
+    "render_report": (["report.html"], "report.html"),
+    "dashboard": ([], "the W&B dashboard"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.usefixtures("only_warn")
+def test_what_fails_after_the_results_are_saved_costs_a_warning(
+    step, model, predictions, evaluations, sample, output_dir, monkeypatch, capsys
+):
+    def fail(*args, **kwargs):
+        raise ValueError("two\nlines")
+
+    output_dir.mkdir()
+    for name in OUTPUT_FILES:
+        (output_dir / name).write_text("earlier run")
+    skip_figures(monkeypatch)
+    monkeypatch.setenv("WANDB_DIR", str(output_dir.parent))
+    if step in FIGURES:
+        monkeypatch.setitem(FIGURES, step, fail)
+    elif step != "on_saved":
+        owner, name = (output.dashboard, "log_results") if step == "dashboard" else (output, step)
+        monkeypatch.setattr(owner, name, fail)
+    with open_run(sample, output_dir, "--wandb", "offline") as run:
+        on_saved = fail if step == "on_saved" else lambda: None
+        comparison = output.save_results(run, model, predictions, evaluations, 1, on_saved)
+    output.print_summary(run, comparison)
+    missing, subject = STEPS[step]
+    captured = capsys.readouterr()
+    assert captured.err == f"WARNING: could not make {subject} (ValueError: two lines)\n"
+    assert {path.name for path in output_dir.iterdir()} == set(OUTPUT_FILES) - set(missing)
+    assert b"earlier run" not in {path.read_bytes() for path in output_dir.iterdir()}
+    for name in missing:
+        assert name not in captured.out
+    logged = {key for row in read_wandb_run(output_dir.parent).rows for key in row}
+    if step != "dashboard":
+        for name in "report.html", *FIGURES:
+            key = "report/page" if name == "report.html" else f"report/{name[:-4]}"
+            assert (f"{key}.path" in logged) == (name not in missing)
 
 
 # ---------------------------------------------------------------------------------- last lines
@@ -155,6 +309,9 @@ def test_errors_of_wandb_keep_the_results(error, save, sample, tmp_path):
 def test_last_lines(sample, tmp_path, capsys):
     run = open_run(sample, tmp_path)
     run.hints = lambda: ["how to view it"]
+    output_dir.mkdir()
+    for name in OUTPUT_FILES[:3]:
+        (output_dir / name).touch()
     rows = [
         list(HEADER),
         ["cnn_basic, other options", "50,000", "77.0%", "77.5% (75.0% to 79.0%)", "1234567 s"],
@@ -168,7 +325,7 @@ def test_last_lines(sample, tmp_path, capsys):
         "cnn_basic                        1,760        8.8%  7.5% (5.0% to 9.0%)           9 s",
         "a difference",
         "",
-        f"Saved in {tmp_path}: {', '.join(OUTPUT_FILES)}",
+        f"Saved in {output_dir}: {', '.join(OUTPUT_FILES[:3])}",
         "how to view it",
     ]
 
@@ -204,9 +361,24 @@ def test_saved_class_names_are_loaded_and_keras_loads_the_model(options, path, s
         np.testing.assert_array_equal(other(images), model(images))
 
 
-def test_model_without_names_has_those_of_fashion_mnist(options, path):
-    cnn_basic.build_model(4, 10).save(path)
-    assert load_trained_model(options)[1] == CLASS_NAMES
+@pytest.mark.parametrize("comment", [b"", b"of another tool"])
+def test_model_that_another_tool_saved_has_the_names_in_classes_txt(comment, options, path, capsys):
+    names = [f"class {i}" for i in range(10)]
+    save_model(cnn_basic.build_model(4, 10), path, names)
+    keras.saving.load_model(path).save(path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = comment
+    for wrong in [], names[1:]:
+        if wrong:
+            output.write_class_names(path.parent, wrong)
+        message = f"^{path} contains no class names; write them to .*classes.txt, one per line$"
+        with pytest.raises(UserError, match=message):
+            load_trained_model(options)
+    output.write_class_names(path.parent, names)
+    capsys.readouterr()
+    assert load_trained_model(options)[1] == tuple(names)
+    expected = f"Class names: from {path.with_name('classes.txt')}, since {path} contains none\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_missing_model_is_an_error_with_the_command_that_trains_one(tmp_path, monkeypatch):
@@ -227,6 +399,12 @@ def test_unusable_models_are_errors(options, path):
     expected = "cannot be loaded: File is not a zip file; if a newer Keras saved it, upgrade Keras"
     with pytest.raises(UserError, match=expected):
         load_trained_model(options)
+    save_model(keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten()]), path, "ab")
+    with pytest.raises(UserError, match="is not a model of these scripts; `python cnn_basic"):
+        load_trained_model(options)
+
+
+def test_model_with_code_of_its_own_is_refused(options, path):
     images = keras.Input((28, 28), dtype="uint8")
     pixels = keras.layers.Flatten()(images)
     with_code = keras.layers.Lambda(lambda x: x[:, :2])(pixels)

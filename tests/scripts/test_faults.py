@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 from fashion import files
 
@@ -101,7 +102,7 @@ def test_killed_extraction_resumes_to_equal_files(kills, reference_run, tmp_path
         time.sleep(rng.uniform(0, 0.01))
         assert script.send(signal.SIGKILL) == -signal.SIGKILL
         assert cache_of(tmp_path).items() <= expected.items()
-        assert not list((tmp_path / "output").iterdir())
+        assert os.listdir(tmp_path / "output") == [".lock"]
     assert len(cache_of(tmp_path)) < NUM_FILES
     check_resumes(tmp_path, reference_run)
 
@@ -138,18 +139,23 @@ def test_killed_fine_tuning_resumes_to_equal_metrics(reference_run, tmp_path):
 
 @pytest.mark.any_version
 @pytest.mark.parametrize("kills", [1, slow_param(8)])
-def test_kill_while_writing_results_keeps_existing_files(kills, reference_run, tmp_path):
-    rng = np.random.default_rng(kills)
-    shutil.copytree(reference_run, tmp_path, dirs_exist_ok=True)
-    output, before = tmp_path / "output", directory_contents(reference_run / "output")
+def test_kill_while_writing_results_keeps_the_files_of_one_run(kills, reference_run, tmp_path):
+    rng, output = np.random.default_rng(kills), tmp_path / "output"
+    before = directory_contents(reference_run / "output")
     for _ in range(kills):
+        shutil.copytree(reference_run, tmp_path, dirs_exist_ok=True)
         script = start_resnet50(tmp_path, "--dropout", 0.1, patches=SMALL)
         script.wait_until(lambda: list(output.glob(".incomplete-*/model.keras")))
-        time.sleep(rng.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.02))
         assert script.send(signal.SIGKILL) == -signal.SIGKILL
-        for path in output.glob(".incomplete-*"):
-            shutil.rmtree(path)
-        assert directory_contents(output) == before
+        after = {k: v for k, v in directory_contents(output).items() if len(k.parts) == 1}
+        if after != before:  # killed after all results were complete
+            constant = {Path(".lock"), Path("classes.txt")}
+            assert not (after.items() & before.items()) - {
+                (path, before[path]) for path in constant
+            }
+    script = start_resnet50(tmp_path)
+    assert script.wait() == 0 and not list(output.glob(".incomplete-*"))
 
 
 # ------------------------------------------------------------------- interrupted or terminated
@@ -188,7 +194,7 @@ def test_signal_in_fine_tuning_closes_the_wandb_run(signal_number, reference_run
     assert script.send(signal_number) == code
     assert script.err.splitlines()[-1] == f"resnet50_fashion.py: {word}"
     assert "Traceback" not in script.err
-    assert os.listdir(tmp_path / "output") == ["checkpoint"]
+    assert sorted(os.listdir(tmp_path / "output")) == [".lock", "checkpoint"]
     assert 4 <= len(read_state(tmp_path)["epochs"]) < NUM_EPOCHS
     assert check_closed(tmp_path, code).rows[-1]["epoch/epoch"] >= 4
 
@@ -210,7 +216,7 @@ def test_signal_to_a_process_group(signal_number, tmp_path):
     os.killpg(script.process.pid, signal_number)
     code, word = EXITS[signal_number]
     assert (script.wait(), script.err) == (code, f"\ncnn_basic.py: {word}\n")
-    assert not list((tmp_path / "output").iterdir())
+    assert os.listdir(tmp_path / "output") == [".lock"]
     assert check_closed(tmp_path, code).summary["summary"]["epoch/epoch"] >= 3
 
 
@@ -220,7 +226,7 @@ def test_closed_pipe_ends_the_run_quietly(tmp_path):
     with open(tmp_path / "fifo") as reader:
         assert reader.readline().startswith("Data: ")
     assert (script.wait(), script.err) == (141, "")
-    assert not list((tmp_path / "output").iterdir())
+    assert os.listdir(tmp_path / "output") == [".lock"]
     check_closed(tmp_path, 1)
 
 
@@ -238,9 +244,29 @@ def test_concurrent_runs_share_a_cache(reference_run, tmp_path):
         check_results(tmp_path / name, reference_run)
 
 
+@pytest.mark.any_version
+def test_one_run_at_a_time_uses_an_output_directory(tmp_path):
+    """A trial of a sweep takes another one, since an agent gives up after three failed trials."""
+    first = start_resnet50(tmp_path, *FINE_TUNING)
+    first.wait_for_epochs(3)
+    argv = ("--output-dir", tmp_path / "output")
+    second = start_resnet50(tmp_path / "second", *argv)
+    resumed = start_resnet50(tmp_path / "resumed", *argv, *FINE_TUNING, "--resume")
+    trial = start_resnet50(tmp_path / "trial", *argv, WANDB_SWEEP_ID="abcd1234")
+    for refused in second, resumed:
+        assert refused.wait() == 2
+        (line,) = refused.err.splitlines()
+        reason = f"--output-dir: another run uses {tmp_path / 'output'}; wait until it ends, or"
+        assert line.startswith(f"resnet50_fashion.py: error: {reason}") and refused.out == ""
+    assert [trial.wait(), first.wait()] == [0, 0]
+    assert len(Result(tmp_path / "output").history) == NUM_EPOCHS
+    assert len(Result(tmp_path / "output-2").history) == 2
+
+
 def skip_disk_check(patch):
     """Let the disk become full after the check of its space."""
-    patch.setattr(files, "check_disk_space", lambda directory, size: None)
+    check = files.check_disk_space
+    patch.setattr(files, "check_disk_space", lambda directory, size, *_: check(directory, 1))
 
 
 def check_full(script, option):
@@ -258,7 +284,7 @@ def test_extraction_resumes_after_disk_full(reference_run, tmp_path):
     check_full(start_resnet50(tmp_path, limit=1200, patches=patches), "--cache-dir")
     assert not list(tmp_path.rglob(".incomplete-*"))
     assert cache_of(tmp_path) and cache_of(tmp_path).items() <= cache_of(reference_run).items()
-    assert not list((tmp_path / "output").iterdir())
+    assert os.listdir(tmp_path / "output") == [".lock"]
     check_resumes(tmp_path, reference_run)
 
 
