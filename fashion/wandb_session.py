@@ -10,6 +10,7 @@ W&B itself limits how long the start and the end of a run wait for the server. T
 
 import contextlib
 import glob
+import logging
 import os
 import shlex
 import shutil
@@ -57,6 +58,7 @@ def read_settings() -> wandb.Settings:
     """Return the W&B settings of the user; first set variables that keep W&B quiet."""
     os.environ.setdefault("WANDB_SILENT", "true")  # otherwise W&B asks for a missing API key
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # delays the exit without a server
+    logging.raiseExceptions = False  # on a full disk, W&B would print a traceback per logged line
     cache_dir = wandb.env.get_cache_dir()
     with contextlib.suppress(OSError):
         cache_dir.mkdir(parents=True, exist_ok=True)
