@@ -306,8 +306,8 @@ def test_what_fails_after_the_results_are_saved_costs_a_warning(
 # ---------------------------------------------------------------------------------- last lines
 
 
-def test_last_lines(sample, tmp_path, capsys):
-    run = open_run(sample, tmp_path)
+def test_last_lines(sample, output_dir, capsys):
+    run = open_run(sample, output_dir)
     run.hints = lambda: ["how to view it"]
     output_dir.mkdir()
     for name in OUTPUT_FILES[:3]:
