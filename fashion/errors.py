@@ -58,6 +58,11 @@ def describe(error: OSError) -> str:
     return f"{reason}; {advice}" if advice else reason
 
 
+def print_warning(message: str) -> None:
+    """Print a warning on stderr."""
+    print(f"WARNING: {message}", file=sys.stderr)
+
+
 def raise_if_terminated() -> None:
     """Raise a `SystemExit` if a signal has asked the process to end.
 
@@ -76,7 +81,7 @@ def warn_on_failure(subject: str) -> Iterator[None]:
     except Exception as error:
         raise_if_terminated()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"WARNING: could not make {subject} ({reason})", file=sys.stderr)
+        print_warning(f"could not make {subject} ({reason})")
         if sys.flags.dev_mode:
             traceback.print_exc()
 

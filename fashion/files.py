@@ -7,12 +7,11 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fashion.errors import UserError, describe
+from fashion.errors import UserError, describe, print_warning
 
 import filelock
 
@@ -37,7 +36,7 @@ def try_lock(directory: Path) -> filelock.BaseFileLock | None:
     except filelock.Timeout:
         return None
     except OSError as error:  # some network file systems have no locks
-        print(f"WARNING: cannot lock {directory} ({error}); use it for one run", file=sys.stderr)
+        print_warning(f"cannot lock {directory} ({error}); use it for one run")
     return lock
 
 

@@ -15,7 +15,7 @@ from fashion.datasets import photos, splits
 from fashion.datasets.fashion_mnist import find_data_dir
 from fashion.datasets.photos import IMAGE_SIZE, find_image_files, is_hidden, is_image_file, walk
 from fashion.datasets.splits import SPLIT_SEED, RawDataset, replace_unprintable
-from fashion.errors import UsageError, UserError
+from fashion.errors import UsageError, UserError, print_warning
 from fashion.files import staging_dir
 from fashion.progress import with_progress
 
@@ -119,10 +119,7 @@ def _find_split_dirs(path: Path) -> dict[str, Path]:
     if "train" in split_dirs and (others_are_splits or len(split_dirs) > 1):
         if others:
             names = ", ".join(others)
-            print(
-                f"WARNING: {path}: ignored, since no split with class directories: {names}",
-                file=sys.stderr,
-            )
+            print_warning(f"{path}: ignored, since no split with class directories: {names}")
         return split_dirs
     if others_are_splits:
         raise UserError(f"{path}: create train/ with one subdirectory of training images per class")
@@ -136,10 +133,7 @@ def _check_classes(path: Path, split_dirs: dict[str, Path]) -> tuple[str, ...]:
     for directory in split_dirs.values():
         num_loose = sum(is_image_file(file) and not is_hidden(file) for file in directory.iterdir())
         if num_loose:
-            print(
-                f"WARNING: {directory}: ignored {num_loose} images that are in no class directory",
-                file=sys.stderr,
-            )
+            print_warning(f"{directory}: ignored {num_loose} images that are in no class directory")
         if unmatched := set(class_names) ^ _list_subdirs(directory).keys():
             raise UserError(
                 f"{path}: {train_dir.name}/ and {directory.name}/ must contain the same classes; "
@@ -248,17 +242,13 @@ def _warn_about_duplicates(
     ]
     if pairs:
         more = f"; {len(pairs) - 3:,} more" if len(pairs) > 3 else ""
-        print(
-            f"WARNING: equal images in different classes: {', '.join(pairs[:3])}{more}",
-            file=sys.stderr,
-        )
+        print_warning(f"equal images in different classes: {', '.join(pairs[:3])}{more}")
     train, validation, test = (first[split_names == split] for split in SPLITS)
     in_train = np.isin(validation, train).sum()
     in_either = np.isin(test, np.concatenate([train, validation])).sum()
     if in_train or in_either:
-        print(
-            f"WARNING: duplicate images: {in_train:,} of {len(validation):,} validation images "
-            f"also occur in the training set; {in_either:,} of {len(test):,} test images also "
-            "occur in the training or validation set.",
-            file=sys.stderr,
+        print_warning(
+            f"duplicate images: {in_train:,} of {len(validation):,} validation images also occur "
+            f"in the training set; {in_either:,} of {len(test):,} test images also occur in the "
+            "training or validation set."
         )

@@ -8,12 +8,11 @@ import collections
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from fashion.errors import UsageError, UserError
+from fashion.errors import UsageError, UserError, print_warning
 
 import numpy as np
 
@@ -156,7 +155,7 @@ def make_splits(
         if missing.size:
             names = ", ".join(raw.class_names[label] for label in missing[:10])
             more = f" and {missing.size - 10} more" if missing.size > 10 else ""
-            print(f"WARNING: no {name} images of {names}{more}", file=sys.stderr)
+            print_warning(f"no {name} images of {names}{more}")
         return Split(images[order], labels[selected], selected, len(raw.class_names), filenames)
 
     classes = shuffle_by_class(raw.train_labels)

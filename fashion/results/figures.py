@@ -1,7 +1,6 @@
 """The figures of a run."""
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -315,8 +314,7 @@ def plot_style() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught, style:
         yield
     if any(str(warning.message).startswith("Glyph ") for warning in caught):
-        print(
-            "WARNING: some characters in class or file names are missing from the installed fonts "
-            "and are not shown in the figures.",
-            file=sys.stderr,
+        errors.print_warning(
+            "some characters in class or file names are missing from the installed fonts and are "
+            "not shown in the figures."
         )
