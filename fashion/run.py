@@ -217,10 +217,6 @@ class Run:
             except Exception as copy_error:  # the results are complete
                 print(f"W&B: could not save the copy ({wandb_session.first_line(copy_error)}).")
 
-    def hints(self) -> list[str]:
-        """Return lines on how to view an offline W&B run and how to upload it."""
-        return wandb_session.hints(self.wandb_run)
-
     def __enter__(self) -> Self:
         """Return the run."""
         return self

@@ -37,9 +37,6 @@ DEFAULTS: dict[str, object] = {
 }
 # Seconds of a request that checks API key and server; W&B's retries make that 8 s at most.
 SERVER_TIMEOUT = 5
-# After these errors, a run continues without W&B. If the process of W&B was killed, for example for
-# lack of memory, each call raises a `ConnectionError`; other `OSError`s come from a full disk.
-FAILURES = (wandb.Error, OSError)
 LogFunction = Callable[[wandb.Run], wandb.Artifact | None]  # may return an artifact to wait for
 
 
@@ -168,12 +165,13 @@ def call(function: LogFunction, run: wandb.Run, upload_seconds: int = 0) -> Exce
                 artifact.wait(timeout=upload_seconds)
             except ValueError as error:  # the server refuses it
                 return error
-    except FAILURES as error:
-        return error
     except Exception as error:
-        if not type(error).__module__.startswith("wandb."):
+        # If the process of W&B was killed, for example for lack of memory, each call raises a
+        # `ConnectionError`, or an error of an internal class if that happened while it answered.
+        # Other `OSError`s come from a full disk.
+        if not (isinstance(error, OSError) or type(error).__module__.startswith("wandb.")):
             raise
-        return error  # of an internal class, if the process of W&B was killed while answering
+        return error
     return None
 
 

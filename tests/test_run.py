@@ -143,7 +143,8 @@ def test_disabled_run_logs_nothing_and_keeps_the_id_to_resume(sample):
     with Run(Options(wandb="disabled"), sample, wandb_id="earlier") as run:
         run.log_with(lambda wandb_run: pytest.fail("called"))
         run.log_metrics({"a": 1})
-    assert run.wandb_run is None and run.wandb_id == "earlier" and run.hints() == []
+    assert run.wandb_run is None and run.wandb_id == "earlier"
+    assert wandb_session.hints(run.wandb_run) == []
 
 
 EXIT_CODES = {
@@ -217,7 +218,7 @@ def test_run_is_copied_if_process_or_server_of_wandb_fail(mode, sample, home, re
     assert len(copy.artifacts("code")) == len(copy.artifacts("dataset")) == 1
     assert [row["a"] for row in copy.rows if "a" in row] == [1, 2]
     assert copy.records[-1]["exit"]["exit_code"] == 1
-    assert len(run.hints()) == 2
+    assert len(wandb_session.hints(run.wandb_run)) == 2
 
 
 def test_failure_of_the_copy_keeps_the_exit_code(sample, home, monkeypatch, capsys):
@@ -234,7 +235,8 @@ def test_sweep_is_not_copied_if_the_server_fails(sample, home, dying_server, cap
     os.environ["WANDB_SWEEP_ID"] = "abcd1234"
     with Run(Options(wandb="auto"), sample) as run:
         dying_server.die()
-    assert not list(home.glob("wandb/offline-run-*")) and run.hints() == []
+    assert not list(home.glob("wandb/offline-run-*"))
+    assert wandb_session.hints(run.wandb_run) == []
     *_, line = capsys.readouterr().out.splitlines()
     assert line.startswith("W&B failed (Timed out finishing run")
     assert line.endswith("; the results in the output directory are complete.")

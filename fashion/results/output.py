@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from fashion import errors, machine, startup
+from fashion import errors, machine, startup, wandb_session
 from fashion.datasets.photos import IMAGE_SIZE
 from fashion.datasets.splits import Split, validate_class_names
 from fashion.errors import UsageError, UserError
@@ -147,7 +147,7 @@ def print_summary(run: Run, comparison: Comparison) -> None:
     output_dir = run.options.output_dir
     saved = [name for name in OUTPUT_FILES if (output_dir / name).exists()]
     print(f"\nSaved in {output_dir}: {', '.join(saved)}")
-    for line in run.hints():
+    for line in wandb_session.hints(run.wandb_run):
         print(line)
 
 

@@ -306,9 +306,9 @@ def test_what_fails_after_the_results_are_saved_costs_a_warning(
 # ---------------------------------------------------------------------------------- last lines
 
 
-def test_last_lines(sample, output_dir, capsys):
+def test_last_lines(sample, output_dir, monkeypatch, capsys):
     run = open_run(sample, output_dir)
-    run.hints = lambda: ["how to view it"]
+    monkeypatch.setattr(output.wandb_session, "hints", lambda run: ["how to view it"])
     output_dir.mkdir()
     for name in OUTPUT_FILES[:3]:
         (output_dir / name).touch()
