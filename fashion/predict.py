@@ -42,7 +42,11 @@ def predict_images(paths: Iterable[Path], options: SharedOptions) -> None:
         parts = [images[i : i + BATCH_SIZE] for i in range(0, len(images), BATCH_SIZE)]
         batches = with_progress(parts, "Predictions", BATCH_SIZE)
         probabilities = np.concatenate([model.predict_on_batch(batch) for batch in batches])
-        _print_predictions(user_images, probabilities, class_names)
+        names = [replace_unprintable(user_image.name) for user_image in user_images]
+        width = max(map(len, names))
+        for name, row in zip(names, probabilities, strict=True):
+            top3 = ", ".join(f"{class_names[i]} {row[i]:.1%}" for i in np.argsort(-row)[:3])
+            print(f"{name:{width}}  {top3}")
         save_predictions(options.output_dir, user_images, probabilities, class_names)
         limit = f" (first {MAX_PLOTTED} images)" if len(user_images) > MAX_PLOTTED else ""
         print(f"\nAll probabilities: {options.output_dir / PREDICTIONS_CSV}")
@@ -82,17 +86,6 @@ def read_images(files: Sequence[Path]) -> list[UserImage]:
             thumbnail = original
         user_images.append(UserImage(str(path), thumbnail, image))
     return user_images
-
-
-def _print_predictions(
-    user_images: list[UserImage], probabilities: np.ndarray, class_names: tuple[str, ...]
-) -> None:
-    """Print the three most likely classes of each image."""
-    names = [replace_unprintable(user_image.name) for user_image in user_images]
-    width = max(map(len, names))
-    for name, row in zip(names, probabilities, strict=True):
-        top3 = ", ".join(f"{class_names[i]} {row[i]:.1%}" for i in np.argsort(-row)[:3])
-        print(f"{name:{width}}  {top3}")
 
 
 def save_predictions(
