@@ -8,13 +8,7 @@ from pathlib import Path
 from fashion import errors
 from fashion.datasets.splits import ImageDataset, Split
 from fashion.files import staging_dir
-from fashion.results.evaluation import (
-    Evaluation,
-    Neighbors,
-    sample_rows,
-    tsne,
-    wilson_interval,
-)
+from fashion.results.evaluation import Evaluation, Neighbors, sample_rows, tsne, wilson_interval
 from fashion.run import EpochMetrics, best_epoch
 
 import matplotlib.font_manager
@@ -166,7 +160,16 @@ def plot_tsne(*, evaluations: dict[str, Evaluation], **_: object) -> Figure:
         for name, color in zip(names, colors, strict=True):
             # With a space, since Matplotlib leaves out labels that start with "_".
             axes.scatter([], [], color=color, label=f" {truncate(name)}")
-        _write_class_names(axes, points, labels, names)
+        for label in np.unique(labels):
+            axes.annotate(
+                truncate(names[label]),
+                np.median(points[labels == label], axis=0),
+                xytext=(0, 4),  # just above the median of the points
+                textcoords="offset points",
+                ha="center",
+                fontsize=13 if num_classes <= 10 else 9,
+                path_effects=[withStroke(linewidth=4, foreground="white")],
+            )
     num_images = f"{len(rows):,}"
     if len(rows) < len(test.labels):
         num_images += f" of {len(test.labels):,}"
@@ -176,23 +179,6 @@ def plot_tsne(*, evaluations: dict[str, Evaluation], **_: object) -> Figure:
     axes.set_aspect("equal", adjustable="datalim")
     figure.legend(loc="outside right upper", fontsize=11 if num_classes <= 25 else 8)
     return figure
-
-
-def _write_class_names(
-    axes: Axes, points: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
-) -> None:
-    """Write the name of each class just above the median of its points."""
-    outline = [withStroke(linewidth=4, foreground="white")]
-    for label in np.unique(labels):
-        axes.annotate(
-            truncate(names[label]),
-            np.median(points[labels == label], axis=0),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            fontsize=13 if len(names) <= 10 else 9,
-            path_effects=outline,
-        )
 
 
 def plot_mistakes(*, evaluations: dict[str, Evaluation], data: ImageDataset, **_: object) -> Figure:
