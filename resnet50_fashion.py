@@ -153,12 +153,8 @@ def compute_features(
 ) -> dict[str, keras.KerasTensor]:
     """Return pooled outputs of stages by name, such as "conv4_avg": float32 (N, channels).
 
-    Most values are small and a few are huge, so the features are sign(x)·log(1 + |x|).
-
-    Args:
-        backbone: Backbone, which knows the layers of its stages.
-        network: Copy of the network of the backbone.
-        feature_names: Features to compute.
+    Most values are small and a few are huge, so the features are sign(x)·log(1 + |x|). `network` is
+    a copy of the network of the backbone.
     """
     features = {}
     for name in feature_names:
@@ -190,12 +186,9 @@ def build_feature_extractor(
 ) -> keras.Model:
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
-    It contains a copy of the network with batch normalization folded. Average and maximum of the
-    stages are included: they take no time, and another run may read them from the cache.
-
-    Args:
-        feature_names: Features that the head takes.
-        tuned_network: Fine-tuned copy of its network, whose weights are taken instead, if any.
+    It contains a copy of the network with batch normalization folded, with the weights of
+    `tuned_network`, a fine-tuned copy, if that is given. Average and maximum of the stages are
+    included: they take no time, and another run may read them from the cache.
     """
     stages = STAGES[: 1 + max(STAGES.index(name.split("_")[0]) for name in feature_names)]
     others = [f"{stage}_{kind}" for stage in stages for kind in ("avg", "max")]

@@ -17,7 +17,7 @@ RECALIBRATION_IMAGES = 2000
 MAX_SHIFT_PIXELS = 1  # of augmented images; 2 was not better
 WEIGHT_DECAY = 0.05  # of kernels
 
-# (backbone, copy of its network, feature feature_names) → {name: float32 (N, channels)}
+# (backbone, copy of its network, feature names) → {name: float32 (N, channels)}
 FeatureFunction = Callable[[Backbone, keras.Model, tuple[str, ...]], dict[str, keras.KerasTensor]]
 
 
