@@ -116,7 +116,10 @@ def export_model(names: Sequence[str], options: SharedOptions) -> None:
     names = list(dict.fromkeys(names))
     _check_packages(names)
     model, class_names = load_trained_model(options)
-    convert_to_float32(model)
+    layers = [model]
+    for layer in layers:  # the loop appends nested layers
+        layers += getattr(layer, "layers", [])
+        layer.dtype_policy = "float32"
     images, source = _load_images(options)
     expected = model.predict(images, verbose=0)
     output_dir, lines = options.output_dir, []
@@ -150,14 +153,6 @@ def _check_packages(names: list[str]) -> None:
         # With requirements.txt, pip keeps versions that TensorFlow and W&B can use.
         command = " ".join(["pip install -r requirements.txt", *missing])
         raise UsageError(f"--export {' '.join(names)}: packages are missing; run `{command}`")
-
-
-def convert_to_float32(model: keras.Model) -> None:
-    """Change all layers of a model to compute in float32."""
-    layers = [model]
-    for layer in layers:  # the loop appends nested layers
-        layers += getattr(layer, "layers", [])
-        layer.dtype_policy = "float32"
 
 
 def _load_images(options: SharedOptions) -> tuple[np.ndarray, str]:
