@@ -6,10 +6,12 @@ import io
 import re
 import sys
 from typing import NamedTuple
+from unittest import mock
 
 from fashion.backbones.backbone import ARCHITECTURES, STAGES, load_backbone
 from fashion.errors import UserError
 from fashion.fine_tuning import batch_norm, training
+from fashion.results import evaluation
 
 import keras
 import numpy as np
@@ -285,6 +287,20 @@ def test_recipes_are_compared(recipe_runs):
         assert re.search(rf"^resnet50_fashion {name} .*%", out, re.MULTILINE)
         assert f"resnet50_fashion {name}" in page
     assert "resnet50_fashion best" not in recipe_runs["fast"].out
+
+
+def test_temperature_of_validation_images_calibrates_model_and_predictions(
+    run, sample, monkeypatch
+):
+    fit = mock.Mock(return_value=0.5)
+    monkeypatch.setattr(evaluation, "fit_temperature", fit)
+    result = run("--test-size", 30, "--flip")
+    ((predictions, split),) = (call.args for call in fit.call_args_list)
+    assert len(predictions.probabilities) == 20
+    np.testing.assert_array_equal(split.images, sample.validation.images[:20])
+    rows = np.loadtxt(result.directory / "predictions.csv", delimiter=",", skiprows=1)
+    probabilities = result.model.predict(sample.test.images[:30], verbose=0)
+    np.testing.assert_allclose(probabilities, rows[:, 4:], atol=1e-4, rtol=2e-3)
 
 
 @pytest.mark.any_version
