@@ -8,6 +8,7 @@ import sys
 from typing import NamedTuple
 from unittest import mock
 
+from fashion import errors
 from fashion.backbones.backbone import ARCHITECTURES, STAGES, load_backbone
 from fashion.errors import UserError
 from fashion.fine_tuning import batch_norm, training
@@ -405,6 +406,10 @@ def test_option_takes_effect(option, option_runs, default_run):
     _, check = (OPTIONS | MORE_OPTIONS)[option]
     assert check(with_options if option in OPTIONS else with_more_options)
     assert not check(default_run), "the check passes without the option"
+
+
+def test_laps_are_those_with_an_option_to_reduce(option_runs):
+    assert option_runs[0].metrics["seconds"].keys() >= errors.OPTIONS_TO_REDUCE.keys()
 
 
 def test_fine_tuned_model_has_the_accuracy_of_the_run_and_no_random_layer(option_runs, sample):
