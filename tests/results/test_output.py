@@ -206,6 +206,13 @@ def test_given_parameter_counts_are_saved(save, sample, tmp_path):
     assert metrics["parameters"] == {"trainable": 1, "frozen": 2}
 
 
+def test_saved_predictions_have_the_labels_of_the_data_set(save, sample, tmp_path):
+    save(open_run(dataclasses.replace(sample, first_label=1), tmp_path))
+    for prefix, split in ("", sample.test), ("validation_", sample.validation):
+        rows = read_rows(tmp_path / f"{prefix}predictions.csv")
+        assert [int(row["label"]) for row in rows] == (split.labels + 1).tolist()
+
+
 def test_ctrl_c_during_the_upload_keeps_the_results(save, sample, output_dir):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
