@@ -213,6 +213,20 @@ def test_saved_predictions_have_the_labels_of_the_data_set(save, sample, tmp_pat
         assert [int(row["label"]) for row in rows] == (split.labels + 1).tolist()
 
 
+def test_error_of_writing_keeps_the_earlier_results(save, sample, output_dir, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    output_dir.mkdir()
+    for name in OUTPUT_FILES:
+        (output_dir / name).write_text("earlier run")
+    monkeypatch.setattr(output, "write_predictions", fail)
+    with pytest.raises(UserError, match=r"^--output-dir: cannot write to .*: disk full"):
+        save(open_run(sample, output_dir))
+    contents = {path.name: path.read_text() for path in output_dir.iterdir()}
+    assert contents == dict.fromkeys(OUTPUT_FILES, "earlier run")
+
+
 def test_ctrl_c_during_the_upload_keeps_the_results(save, sample, output_dir):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
