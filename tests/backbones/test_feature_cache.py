@@ -141,6 +141,14 @@ def test_only_missing_features_are_written(cache, split, capsys):
     assert not one.extractor.steps
 
 
+def test_features_that_are_read_are_written_last(cache, split, monkeypatch):
+    """If they exist, the chunk is complete, also after a kill."""
+    names = []
+    monkeypatch.setattr(feature_cache, "_write", lambda path, values: names.append(path.stem))
+    wide_cache(cache, "one").load(split, flip=False)
+    assert [name.endswith("-one") for name in names] == [False, False, True] * 4
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_features_that_are_not_finite_raise_and_are_not_cached(value, cache, split, monkeypatch):
     monkeypatch.setattr(Extractor, "FACTORS", {"one": value, "two": 1})
