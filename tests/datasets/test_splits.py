@@ -38,6 +38,7 @@ def test_splits_contain_the_images_and_labels_of_the_files(sample):
     np.testing.assert_array_equal(np.sort(indices), range(1920))
     np.testing.assert_array_equal(np.sort(sample.test.indices), range(400))
     # Otherwise runs of different versions would not be comparable.
+    assert sample.train.images_sha256.startswith("3208bca95d6aeb28")
     assert sample.validation.images_sha256.startswith("20bc0bee2d89678a")
 
 
