@@ -50,6 +50,15 @@ def test_layer_equals_keras_layer(dtype, tolerance, training, trainable):
     assert is_moved == (training and trainable)
 
 
+def test_recalibration_measures_the_variance_within_and_between_images():
+    rng, inputs, layer = np.random.default_rng(0), keras.Input((4, 4, 3)), BatchNormalization()
+    model = keras.Model(inputs, BatchNormalization()(layer(inputs)))
+    images = rng.normal(size=(50, 1, 1, 3)) + rng.normal(size=(50, 4, 4, 3))
+    batch_norm.recalibrate(model, model, images)
+    np.testing.assert_allclose(layer.moving_mean, images.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance, images.var((0, 1, 2)), rtol=1e-4)
+
+
 SLOW = (pytest.mark.slow, pytest.mark.versions)
 NAMES = [pytest.param(name, marks=() if name == "mobilenetv2" else SLOW) for name in ARCHITECTURES]
 
