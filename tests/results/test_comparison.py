@@ -141,6 +141,14 @@ def test_unreadable_predictions_or_those_of_other_images_give_no_difference(text
     assert compare(*run).difference == ""
 
 
+def test_predictions_of_as_many_other_images_give_no_difference(write_run):
+    run = write_run("this", cnn_basic)
+    _, other_dir = write_run("other", resnet50_fashion, correct=ALL_CORRECT)
+    path = other_dir / "predictions.csv"
+    path.write_text(path.read_text().replace("\n399,", "\n400,"))
+    assert compare(*run).difference == ""
+
+
 @pytest.mark.parametrize("garbage", ['{"model": ["q"]}', 100_000 * "[", "\x00"], ids=range(3))
 def test_unreadable_metrics_are_ignored(garbage, write_run):
     run, directory = write_run("this", cnn_basic)
