@@ -130,13 +130,16 @@ def test_signal_cleans_up_once_and_sets_the_exit_code(number, code, word, wrappe
         except SystemExit as error:
             signal.raise_signal(number)  # `timeout` sends it twice
             signal.raise_signal(signal.SIGTERM)
+            cleaned.append(number)
             if wrapper:
                 raise wrapper("wrapped") from error
             raise
         finally:
             print("closed")
 
+    cleaned = []
     assert run(main) == (code, "closed\n", f"\nscript.py: {word}\n")
+    assert cleaned == ([] if number == signal.SIGINT else [number])
 
 
 def test_loops_notice_a_signal_whose_exception_was_swallowed(run, monkeypatch):
