@@ -175,6 +175,14 @@ def test_privacy_switches_hold_for_code_commit_and_machine(switch, configure, sa
     assert "git" not in str([r for r in recorded.records if r["type"] == "run"])
 
 
+def test_code_is_not_logged_if_a_settings_file_forbids_it(sample, tmp_path):
+    write_settings(tmp_path, "disable_code = true")
+    run = start()
+    wandb_session.log_code_and_data("cnn_basic", sample, run)
+    run.finish()
+    assert not read_wandb_run(tmp_path).artifacts("code")
+
+
 def test_call_returns_failures_of_wandb_and_raises_others(sample, tmp_path):
     run = start()
 
