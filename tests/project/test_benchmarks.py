@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.scripts import ROOT, SAMPLE, run_script
+from helpers.scripts import ROOT, SAMPLE, run_script, train_in_process
 
 import resnet50_fashion
 
@@ -55,6 +55,18 @@ def measured(monkeypatch, main):
 def rows(path):
     lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.mark.slow
+def test_small_cnn_averages_predictions_over_flips(monkeypatch, tmp_path, sample):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    argv = ("--train-size", 40, "--validation-size", 20, "--test-size", 20, "--batch-size", 10)
+    argv += ("--data-dir", SAMPLE, "--epochs", 2, "--precision=float32", "--output-dir", tmp_path)
+    result = train_in_process(importlib.import_module("small_cnn"), *argv)
+    rows = np.loadtxt(tmp_path / "predictions.csv", delimiter=",", skiprows=1)
+    for images in sample.test.images[:20], sample.test.images[:20, :, ::-1]:
+        probabilities = result.model.predict(images, verbose=0)
+        np.testing.assert_allclose(probabilities, rows[:, 4:], atol=1e-4, rtol=2e-3)
 
 
 def test_stored_runs_are_not_repeated_and_make_the_table(main, measured):
