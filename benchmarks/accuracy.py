@@ -63,8 +63,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy"), help=text)
     text = "directory of features and interrupted runs (default: %(default)s)"
     parser.add_argument("--work-dir", type=Path, default=Path("outputs/accuracy-work"), help=text)
-    text = "do not record times, because the machine is also doing other work"
-    parser.add_argument("--untimed", action="store_true", help=text)
+    parser.add_argument("--untimed", action="store_true", help="do not record times")
     options, options.script_args = parser.parse_known_args()
     return options
 
@@ -231,8 +230,7 @@ def main() -> None:
     table = read_runs(options.output)
     if not table:
         sys.exit(f"accuracy.py: error: {options.output} contains no runs; give --rows")
-    rows = [table_row(row, runs) for row, runs in table.items()]
-    text = runner.markdown_table(HEADER, rows, caption(table))
+    text = runner.markdown_table(HEADER, [table_row(*row) for row in table.items()], caption(table))
     (options.output / "accuracy.md").write_text(text)
     plot_frontier(table, options.output / "frontier.png")
     print(f"\n{text}")

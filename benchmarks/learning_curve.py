@@ -43,8 +43,8 @@ def main() -> None:
     options = parser.parse_args()
 
     raw = fashion_mnist.load_idx_dataset(options.data_dir)
-    fast = ["resnet50_fashion.py", "--recipe", "fast", "--weights", options.weights]
-    commands = {"cnn_basic.py": ["cnn_basic.py"], "resnet50_fashion.py --recipe fast": fast}
+    weights = ["--weights", options.weights]
+    commands = {"cnn_basic.py": [], "resnet50_fashion.py --recipe fast": weights}
     rows = []
     with tempfile.TemporaryDirectory() as name:
         directory, data_dir = Path(name), Path(name) / "data"
@@ -54,10 +54,10 @@ def main() -> None:
         for count in sorted(options.counts):  # ascending: images are only added
             write_image_folder(data_dir / "train", raw.train_images, raw.train_labels, count)
             rows.append([str(count)])
-            for command in commands.values():
+            for command, arguments in commands.items():
                 results = []
                 for seed in options.seeds:
-                    argv = [*command, *paths, "--seed", seed]
+                    argv = [*command.split(), *arguments, *paths, "--seed", seed]
                     results.append(runner.measure(*argv, output_dir=directory / "output"))
                 accuracies = [result["test"]["accuracy"] for result in results]
                 rows[-1].append(runner.format_mean(accuracies, digits=1))
@@ -70,7 +70,6 @@ def main() -> None:
         "`python benchmarks/learning_curve.py`*"
     )
     text = runner.markdown_table(header, rows, notes)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text)
     print(f"\n{text}")
 

@@ -47,8 +47,7 @@ def measure(script: object, *arguments: object, output_dir: Path) -> dict[str, A
     if done.returncode:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {script} failed, see above")
     metrics = json.loads((output_dir / "metrics.json").read_text())
-    peak = metrics["memory"].get("peak_gb")
-    return metrics | {"command_seconds": seconds, "peak_gb": peak}
+    return metrics | {"command_seconds": seconds, "peak_gb": metrics["memory"].get("peak_gb")}
 
 
 def naive_rates(
