@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fashion import errors, machine
 from fashion.backbones.backbone import load_backbone
 from fashion.backbones.feature_cache import FeatureCache
-from fashion.datasets.splits import ImageDataset, Split
+from fashion.datasets.splits import Split
 from fashion.results.evaluation import wilson_interval
 
 import keras
@@ -30,7 +30,6 @@ import resnet50_fashion
 import runner
 
 BATCH_SIZE = 32
-Arrays = dict[str, np.ndarray]  # by the name of the split
 
 
 def build_classifier(input_shape: tuple[int, ...], units: int, dropout: float) -> keras.Model:
@@ -69,15 +68,18 @@ def upscaled_batches(split: Split, shuffle: bool) -> tf.data.Dataset:
     return batches.map(upscale, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def load_pooled_features(weights: str, cache_dir: Path, data: ImageDataset) -> Arrays:
-    """Load or compute pooled ResNet50 features: float32 (N, channels) by the name of the split."""
+def feature_cache(weights: str, cache_dir: Path) -> FeatureCache:
+    """Return the cache of the features of `resnet50_fashion.py --recipe plain`."""
     names = resnet50_fashion.FEATURE_SETS["conv5_avg"]
     backbone = load_backbone("resnet50", 224, weights, seed=0)
     extractor = resnet50_fashion.build_feature_extractor(backbone, names)
-    cache = FeatureCache(cache_dir / backbone.key, extractor, names)
-    features = cache.load_splits(data.splits, flip=False)
-    # Those in the cache are log(1 + x).
-    return {name: np.expm1(values[:, 0].astype("float32")) for name, values in features.items()}
+    return FeatureCache(cache_dir / backbone.key, extractor, names)
+
+
+def load_pooled_features(cache: FeatureCache, split: Split) -> np.ndarray:
+    """Load or compute pooled ResNet50 features: float32 (N, channels)."""
+    features = cache.load(split, flip=False)[:, 0]
+    return np.expm1(features.astype("float32"))  # those in the cache are log(1 + x)
 
 
 def main() -> None:
@@ -111,7 +113,8 @@ def main() -> None:
             model = build_classifier((28, 28), 32, 0.0)
             inputs = {k: split.images.astype("float32") / 255 for k, split in data.splits.items()}
         else:
-            inputs = load_pooled_features(options.weights, options.cache_dir, data)
+            cache = feature_cache(options.weights, options.cache_dir)
+            inputs = {k: load_pooled_features(cache, split) for k, split in data.splits.items()}
             machine.set_precision("float32")
             model = build_classifier(inputs["train"].shape[1:], 512, 0.5)
         train = {"x": inputs["train"], "y": data.train.labels, "batch_size": BATCH_SIZE}

@@ -167,5 +167,5 @@ def test_commands_run(tmp_path):
     basic, small = rows(tmp_path / "accuracy.md")
     for cell in rows(tmp_path / "curve.md")[0][1:] + basic[2:5] + small[2:5]:
         assert 10 < float(cell.split("%")[0]) < 100
-    assert small[8] in ("float32", "bfloat16", "float16")
+    assert small[9] in ("float32", "bfloat16", "float16")
     assert all(row[1].endswith(" s") for row in rows(tmp_path / "baseline.md"))
