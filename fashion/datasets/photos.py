@@ -141,16 +141,23 @@ def remove_metadata(content: bytes) -> bytes:
         kept, start = bytearray(content[:8]), 8
         while chunk := content[start : start + 12 + int.from_bytes(content[start : start + 4])]:
             name, is_sound = chunk[4:8], zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
-            if name[:1].isupper() or name == b"tRNS" or (name == b"eXIf" and is_sound):
+            if name == b"tRNS":  # its length depends on the color type
+                lengths = {b"\0": [2], b"\2": [6]}.get(content[25:26], range(1, 257))
+                is_sound = is_sound and len(chunk) - 12 in lengths
+            if name[:1].isupper() or (name in (b"tRNS", b"eXIf") and is_sound):
                 kept += chunk
             start += len(chunk)
     elif content.startswith(b"\xff\xd8"):
         kept, start = bytearray(content[:2]), 2
-        while b"\xff\xe0" <= content[start : start + 2] <= b"\xff\xef":  # application segments
+        while b"\xff\xbf" < content[start : start + 2] not in (b"\xff\xda", b"\xff\xff"):  # headers
             end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
             if content[end : end + 1] != b"\xff":  # a damaged length: leave it to Pillow
                 break
-            if content[start + 1] in (0xE1, 0xEE):  # orientation, color model
+            # Of application segments, only the orientation and the (complete) color model.
+            number = content[start + 1]
+            if number in (*range(0xE0), 0xE1, *range(0xF0, 0xFF)) or (
+                number == 0xEE and end - start > 15
+            ):
                 kept += content[start:end]
             start = end
     return bytes(kept + content[start:])

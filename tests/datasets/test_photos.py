@@ -154,7 +154,10 @@ EXIF = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # or
         ("png", png_chunk(b"zTXt", b"parameters\0\0" + LARGE_TEXT)),
         ("png", png_chunk(b"pHYs", b"\0\0\1")),  # truncated
         ("png", png_chunk(b"tEXt", b"Title\0x")[:-1] + b"?"),  # a wrong checksum
+        ("png", png_chunk(b"tRNS", b"\0")),
         ("jpg", b"\xff\xe0\x00\x06JFIF"),
+        ("jpg", b"\xff\xfe\x00\x04hi\xff\xe2\x00\x0eICC_PROFILE\0"),  # after a comment
+        ("jpg", b"\xff\xee\x00\x07Adobe"),
         ("jpg", b"\xff\xe2\x00\x0eICC_PROFILE\0"),
         ("jpg", b"\xff\xed\x00\x16Photoshop 3.0\x008BIM\x04\x04"),
     ],
