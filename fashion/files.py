@@ -18,7 +18,8 @@ import filelock
 # Files that are often taken for others: regular expressions of their first bytes.
 FILE_KINDS = {
     rb"version https://git-lfs": "this is a pointer of Git LFS; run `git lfs pull`",
-    rb"(?i)\s*<(!doctype )?html": "this is a web page, as of a failed download",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype )?(html|head|!--)": "this is a web page, as of a failed "
+    "download",
     rb"(?s)PK.{28}(config|metadata)\.json": "this is a whole model (.keras)",
     rb"(?s)PK.{28}[^/]+/data\.pkl|\x80[\x02-\x05]": "this is a file of PyTorch",
     rb"PK": "this is a ZIP archive (.zip, .npz …)",
@@ -69,6 +70,11 @@ def check_disk_space(directory: Path, size: int, option: str = "--output-dir") -
             os.posix_fallocate(file.fileno(), 0, size)
         elif size > shutil.disk_usage(directory).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def check_model_space(directory: Path, num_parameters: int) -> None:
+    """Check that a model file fits on the disk, with the layers' names and configuration."""
+    check_disk_space(directory, 41 * num_parameters // 10 + 100_000)
 
 
 def describe_kind(content: bytes, default: str) -> str:
