@@ -138,7 +138,8 @@ def export_model(names: Sequence[str], options: SharedOptions) -> None:
             )
         write_class_names(directory, class_names)
         for filename in (*(FORMATS[name].filename for name in names), "classes.txt"):
-            if os.path.lexists(output_dir / filename):  # a directory cannot be overwritten
+            # A directory cannot be overwritten; without names, a model may be useless.
+            if filename != "classes.txt" and os.path.lexists(output_dir / filename):
                 (output_dir / filename).replace(directory / f"previous-{filename}")
             (directory / filename).replace(output_dir / filename)
     print(f"Exported in float32, and compared with Keras on {len(images)} {source}:")
