@@ -65,18 +65,19 @@ def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
         origin: Option or source of `root`, for the user.
         verify: Whether the files must be those of Fashion-MNIST.
     """
-    files = list(walk(root))
-    train_csv = [path for path in files if path.name.endswith("train.csv")]
-    test_csv = [path for path in files if path.name.endswith("test.csv")]
-    if directory := find_data_dir(root):
+    directory = find_data_dir(root)
+    files = [] if directory else list(walk(root))
+    train_csv = [path for path in files if path.name.lower().endswith("train.csv")]
+    test_csv = [path for path in files if path.name.lower().endswith("test.csv")]
+    if directory:
         arrays, sha256 = _read_idx(directory, verify)
     elif len(train_csv) == len(test_csv) == 1 and not verify:
         arrays, sha256 = _read_csv(train_csv + test_csv)
     else:
         found = ", ".join(path.name for path in files[:3]) or "nothing"
         raise FileNotFoundError(
-            f"{root} contains neither the four IDX files, nor …train.csv and …test.csv, nor one "
-            f"subdirectory of images per class, but {found}; unpack archives, convert other formats"
+            f"{root} contains neither the four IDX files, nor one …train.csv and one …test.csv, nor "
+            f"one subdirectory of images per class, but {found}; unpack archives, convert other formats"
         )
     train_images, train_labels, test_images, test_labels = arrays
     first_label, class_names = 0, CLASS_NAMES
@@ -123,8 +124,11 @@ def _read_csv(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, str]]:
     sha256: dict[str, str] = {}
     for path in paths:
         content, sha256[path.name] = decompress(path.read_bytes(), path)
+        content = content.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
         skiprows = 0 if content[:1].isdigit() else 1  # the header
         try:
+            if content.rstrip().count(b"\n") < skiprows:
+                raise ValueError("this file has no rows")
             table = np.loadtxt(io.BytesIO(content), "u1", delimiter=",", skiprows=skiprows, ndmin=2)
         except ValueError as error:
             raise UserError(f"{path}: {describe_kind(content, str(error))}") from None
@@ -142,17 +146,14 @@ def _load_class_names(path: Path, labels: np.ndarray) -> tuple[int, tuple[str, .
     if not path.exists():
         first = int(smallest == 1)
         return first, splits.validate_class_names(map(str, range(first, largest + 1)), path.parent)
-    try:
-        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not in UTF-8; save it as UTF-8") from None
+    names = splits.read_class_names(path)
     first = int(smallest >= 1 and len(names) == largest)
     if len(names) != largest + 1 - first:
         raise UserError(
             f"{path} contains {len(names)} class names, but labels are from "
             f"{min(smallest, 1)} to {largest}"
         )
-    return first, splits.validate_class_names((name.strip() for name in names), path)
+    return first, names
 
 
 # ------------------------------------------------------------------------------------ sources

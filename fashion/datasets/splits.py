@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from fashion.errors import UsageError, UserError, print_warning
 
@@ -190,6 +191,15 @@ def interleave(classes: list[np.ndarray]) -> np.ndarray:
     """Merge the images of all classes so that every prefix keeps their proportions."""
     fractions = np.concatenate([(np.arange(len(x)) + 0.5) / len(x) for x in classes])
     return np.concatenate(classes)[np.argsort(fractions, kind="stable")]
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Read and validate `classes.txt`, with one class name per line."""
+    try:
+        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8; save it as UTF-8") from None
+    return validate_class_names((name.strip() for name in names), path)
 
 
 def validate_class_names(names: Iterable[str], origin: object) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fashion import errors, machine, startup, wandb_session
 from fashion.datasets.photos import IMAGE_SIZE
-from fashion.datasets.splits import Split, validate_class_names
+from fashion.datasets.splits import Split, read_class_names, validate_class_names
 from fashion.errors import UsageError, UserError
 from fashion.files import staging_dir, try_lock, write_csv
 from fashion.options import SharedOptions
@@ -238,10 +238,8 @@ def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, 
     try:
         with zipfile.ZipFile(path) as file:  # before Keras, which prints "not found" if damaged
             has_names = file.comment.startswith(b'{"classes"')
-            names = json.loads(file.comment)["classes"] if has_names else []
-        if not has_names and names_path.exists():
-            names = names_path.read_text("utf-8-sig").splitlines()
-        if names or has_names:
+            names = json.loads(file.comment)["classes"] if has_names else ()
+        if has_names:
             names = validate_class_names(map(str, names), "its list of classes")
         model = keras.saving.load_model(path, safe_mode=True)
         shapes = model.input_shape, model.output_shape
@@ -251,10 +249,12 @@ def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, 
             f"{path} cannot be loaded: {reason}; if a newer Keras saved it, upgrade "
             f"Keras, else train another model with `{command}`"
         ) from None
+    if not has_names and names_path.exists():
+        names = read_class_names(names_path)
     if not has_names and len(names) != shapes[1][-1]:
         raise UserError(f"{path} contains no class names; write them to {names_path}, one per line")
     if shapes != ((None, IMAGE_SIZE, IMAGE_SIZE), (None, len(names))):
         raise UserError(f"{path} is not a model of these scripts; `{command}` trains one")
     if not has_names:
         print(f"Class names: from {names_path}, since {path} contains none")
-    return model, tuple(names)
+    return model, names
