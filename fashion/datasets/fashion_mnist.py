@@ -76,8 +76,9 @@ def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
     else:
         found = ", ".join(path.name for path in files[:3]) or "nothing"
         raise FileNotFoundError(
-            f"{root} contains neither the four IDX files, nor one …train.csv and one …test.csv, nor "
-            f"one subdirectory of images per class, but {found}; unpack archives, convert other formats"
+            f"{root} contains neither the four IDX files, nor one …train.csv and one …test.csv, "
+            f"nor one subdirectory of images per class, but {found}; unpack archives, convert "
+            "other formats"
         )
     train_images, train_labels, test_images, test_labels = arrays
     first_label, class_names = 0, CLASS_NAMES
