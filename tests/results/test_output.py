@@ -395,7 +395,7 @@ def test_model_that_another_tool_saved_has_the_names_in_classes_txt(comment, opt
         message = f"^{path} contains no class names; write them to .*classes.txt, one per line$"
         with pytest.raises(UserError, match=message):
             load_trained_model(options)
-    output.write_class_names(path.parent, names)
+    output.write_class_names(path.parent, [*names, ""])  # as if edited by hand
     capsys.readouterr()
     assert load_trained_model(options)[1] == tuple(names)
     expected = f"Class names: from {path.with_name('classes.txt')}, since {path} contains none\n"
