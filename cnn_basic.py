@@ -50,7 +50,7 @@ def main(options: Options) -> None:
         run.lap("training")
         keras.utils.set_random_seed(options.seed)
         model = build_model(options.hidden_units, data.num_classes)
-        files.check_model_space(options.output_dir, model.count_params())
+        files.check_disk_space(options.output_dir, 5 * model.count_params() + 100_000)
         trainer = keras.Model(model.inputs, model.outputs)  # keeps the optimizer out of the file
         trainer.compile(
             optimizer=keras.optimizers.Adam(options.learning_rate),

@@ -284,7 +284,7 @@ def main(options: Options) -> None:
     if options.fine_tune_blocks:
         backbone.last_blocks(feature_names, options.fine_tune_blocks)  # an error before long work
     extractor = build_feature_extractor(backbone, feature_names)
-    files.check_model_space(options.output_dir, extractor.count_params())  # of model.keras
+    files.check_disk_space(options.output_dir, 5 * extractor.count_params())  # for model.keras
     checkpoint = load_checkpoint(options, data, backbone)  # new, unless --resume continues a run
 
     weights_metadata = backbone.metadata(options.weights)

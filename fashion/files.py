@@ -72,11 +72,6 @@ def check_disk_space(directory: Path, size: int, option: str = "--output-dir") -
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def check_model_space(directory: Path, num_parameters: int) -> None:
-    """Check that a model file fits on the disk, with the layers' names and configuration."""
-    check_disk_space(directory, 41 * num_parameters // 10 + 100_000)
-
-
 def describe_kind(content: bytes, default: str) -> str:
     """Return what a file is that is of another kind than needed; `default` if it is unknown."""
     return next((kind for start, kind in FILE_KINDS.items() if re.match(start, content)), default)

@@ -16,9 +16,6 @@ HIDDEN_VARIABLES = (
     "MPLBACKEND",
     "KERAS_MAX_EPOCHS",  # --epochs decides
     "KERAS_MAX_STEPS_PER_EPOCH",
-    "NUMPY_EXPERIMENTAL_ARRAY_FUNCTION",
-    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION",
-    "TF2_BEHAVIOR",  # Keras 3 needs that of TensorFlow 2
 )
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_NNX_ENABLED": "0"}  # overrides keras.json

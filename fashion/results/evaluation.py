@@ -237,14 +237,11 @@ def evaluate(
     predictions: dict[str, Predictions], data: ImageDataset, temperature: float
 ) -> dict[str, Evaluation]:
     """Calibrate and evaluate the predictions for each split, by the name of the split."""
-    return {
-        name: Evaluation(
-            np.asarray(scale(predictions[name].probabilities, temperature)),
-            split.labels,
-            data.class_names,
-        )
-        for name, split in data.splits.items()
-    }
+    evaluations = {}
+    for name, split in data.splits.items():
+        probabilities = np.asarray(scale(predictions[name].probabilities, temperature))
+        evaluations[name] = Evaluation(probabilities, split.labels, data.class_names)
+    return evaluations
 
 
 # -------------------------------------------------------------------------- neighbors and t-SNE

@@ -84,8 +84,7 @@ def save_results(
         run: Run with at least one epoch.
         model: uint8 (N, 28, 28) images → (N, classes) probabilities.
         predictions: Predictions before the calibration, by the name of the split.
-        evaluations: Evaluations of the calibrated predictions, by the name of the split.
-        temperature: Temperature of the calibration.
+        evaluations: Evaluations after it.
         on_saved: Called once `RESULT_FILES` are in the output directory.
     """
     run.lap("saving")
