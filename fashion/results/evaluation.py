@@ -69,9 +69,8 @@ def fit_temperature(predictions: Predictions, split: Split) -> float:
         return 1.0
 
     def loss(temperature: float) -> float:
-        return cross_entropy(
-            np.asarray(scale(predictions.probabilities, temperature)), split.labels
-        )
+        probabilities = np.asarray(scale(predictions.probabilities, temperature))
+        return cross_entropy(probabilities, split.labels)
 
     return float(min(np.geomspace(0.1, 10, 201), key=loss))
 
