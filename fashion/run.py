@@ -163,10 +163,7 @@ class Run:
         self.epoch_logger = EpochLogger(self.log_with, epochs)
 
     def lap(self, name: str) -> None:
-        """End the current lap, whose seconds are recorded, and begin another one.
-
-        The last lap, saving, is only part of the total.
-        """
+        """End the current lap, whose seconds are recorded, and begin another one."""
         errors.raise_if_terminated()
         now = time.perf_counter()
         if self._lap_name:

@@ -77,8 +77,7 @@ def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
         found = ", ".join(path.name for path in files[:3]) or "nothing"
         raise FileNotFoundError(
             f"{root} contains neither the four IDX files, nor one …train.csv and one …test.csv, "
-            f"nor one subdirectory of images per class, but {found}; unpack archives, convert "
-            "other formats"
+            f"nor one directory of images per class, but {found}; unpack or convert them"
         )
     train_images, train_labels, test_images, test_labels = arrays
     first_label, class_names = 0, CLASS_NAMES
@@ -130,10 +129,12 @@ def _read_csv(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, str]]:
         try:
             if content.rstrip().count(b"\n") < skiprows:
                 raise ValueError("this file has no rows")
-            table = np.loadtxt(io.BytesIO(content), "u1", delimiter=",", skiprows=skiprows, ndmin=2)
+            table = np.loadtxt(io.BytesIO(content), "i2", delimiter=",", skiprows=skiprows, ndmin=2)
+            if table.min() < 0 or table.max() > 255:
+                raise ValueError("values must be from 0 to 255")
         except ValueError as error:
             raise UserError(f"{path}: {describe_kind(content, str(error))}") from None
-        arrays += [check_images(table[:, 1:], path), table[:, 0].astype("int32")]
+        arrays += [check_images(table[:, 1:].astype("u1"), path), table[:, 0].astype("int32")]
     return arrays, sha256
 
 

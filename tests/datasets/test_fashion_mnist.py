@@ -340,7 +340,7 @@ def test_csv_files_of_kaggle_are_read(prefix, header, arrays, tmp_path, load):
     check(data, arrays)
     assert data.class_names == ("0", "1", "2") and data.name == tmp_path.name
     for content, message in (
-        ("label,pixel1\n1,256", "256"),
+        ("label,pixel1\n1,256", "values must be from 0 to 255"),
         ("1,2,3\n1,2,3", r"shape \(2, 2\); expected N images of 28"),
         ("version https://git-lfs.github.com/spec/v1\noid", "this is a pointer of Git LFS"),
     ):
