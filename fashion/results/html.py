@@ -30,7 +30,7 @@ def render_report(
         "Data": data | {"source": public_source(data["source"], options)},
         "Weights": weights | {"source": Path(weights["source"]).name},
         "Parameters": metadata["parameters"],
-        "Calibration": metadata["calibration"],
+        "Temperature scaling": metadata["calibration"],
         "Time, in seconds": metadata["seconds"],
         "Memory": metadata["memory"],
         "Versions and hardware": metadata["versions"],

@@ -44,7 +44,7 @@ PARTS = {  # of the metadata, by their heading
     "Data": "data",
     "Weights": "weights",
     "Parameters": "parameters",
-    "Calibration": "calibration",
+    "Temperature scaling": "calibration",
     "Time, in seconds": "seconds",
     "Memory": "memory",
     "Versions and hardware": "versions",
