@@ -41,7 +41,8 @@ ROWS = {
 MAX_SEEDS = {"naive": 1, "tuned": 3}  # an extrapolation; an hour per run
 MAX_SEEDS |= {row: 3 for row, command in ROWS.items() if "--backbone" in command}
 SPLITS = ("train", "validation", "test")
-HEADER = ["command", "seeds", *SPLITS, "calibration error", "first run", "later", "memory", "with"]
+HEADER = ["command", "seeds", *SPLITS, "calibration error", "first run", "later runs", "memory"]
+HEADER += ["precision, weights"]
 CAPTION = (
     "Mean ± standard deviation over the seeds, from 0 on (one seed: with the 95% CI over the test "
     "images); expected calibration error on the test images before and after calibration, mean; "
@@ -55,7 +56,8 @@ def parse_options() -> argparse.Namespace:
     """Parse the command line."""
     epilog = "Other options, such as --epochs, are passed on to the scripts."
     parser = runner.argument_parser(__doc__, epilog=epilog, allow_abbrev=False)
-    text = f"rows to run: {', '.join(ROWS)} (default: all; without a name: only write the table)"
+    text = f"rows to run, of one backbone if --weights is a file: {', '.join(ROWS)} (default: all; "
+    text += "without a name: none, only write table and figure)"
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, metavar="ROW", help=text)
     text = "seeds of each row (default: 0 to 4; at most three for long rows)"
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5), metavar="N", help=text)
@@ -63,7 +65,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy"), help=text)
     text = "directory of features and interrupted runs (default: %(default)s)"
     parser.add_argument("--work-dir", type=Path, default=Path("outputs/accuracy-work"), help=text)
-    parser.add_argument("--untimed", action="store_true", help="do not record times")
+    text = "do not record times, because the machine is also doing other work"
+    parser.add_argument("--untimed", action="store_true", help=text)
     options, options.script_args = parser.parse_known_args()
     return options
 
@@ -124,10 +127,10 @@ def run_naive(options: argparse.Namespace) -> Result:
 
 def summarize(metrics: Result, seconds: float | None) -> Result:
     """Return what is stored of metrics.json."""
-    errors = []  # naive_keras.py is not calibrated
-    if "calibration" in metrics:
-        errors.append(metrics["calibration"]["uncalibrated_error"])
-        errors.append(metrics["test"]["expected_calibration_error"])
+    errors = []
+    if "calibration" in metrics:  # not of naive_keras.py
+        errors = [metrics["calibration"]["uncalibrated_error"]]
+        errors += [metrics["test"]["expected_calibration_error"]]
     return {
         "accuracy": {name: metrics[name]["accuracy"] for name in SPLITS},
         "accuracy_ci95": metrics["test"]["accuracy_ci95"],
@@ -207,8 +210,8 @@ def plot_frontier(table: dict[str, list[Result]], path: Path) -> None:
             continue
         axes.plot(list(minutes.values()), [mean] * len(minutes), ":", color=color)
         for first, x in minutes.items():
-            face = color if first and row != "naive" else "white"
-            axes.errorbar(x, mean, deviation, fmt="o", color=color, markerfacecolor=face, capsize=3)
+            fill = color if first and row != "naive" else "white"
+            axes.errorbar(x, mean, deviation, fmt="o", color=color, markerfacecolor=fill, capsize=3)
         end = max(minutes.values()), mean
         label = ROWS[row].removeprefix("resnet50_fashion.py ").removeprefix("benchmarks/")
         axes.annotate(label, end, (8, 0), textcoords="offset points", va="center", color=color)

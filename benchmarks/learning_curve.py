@@ -70,6 +70,7 @@ def main() -> None:
         "`python benchmarks/learning_curve.py`*"
     )
     text = runner.markdown_table(header, rows, notes)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text)
     print(f"\n{text}")
 
