@@ -15,17 +15,19 @@ from fashion.errors import UserError, describe, print_warning
 
 import filelock
 
-# Files that are often taken for others: regular expressions of their first bytes.
+# Files that users confuse with the right ones, by a regular expression of their first bytes.
 FILE_KINDS = {
     rb"version https://git-lfs": "this is a pointer of Git LFS; run `git lfs pull`",
-    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype )?(html|head|!--)": "this is a web page, as of a failed "
-    "download",
+    rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype )?(html|head|!--)": (
+        "this is a web page, as of a failed download"
+    ),
     rb"(?s)PK.{28}(config|metadata)\.json": "this is a whole model (.keras)",
     rb"(?s)PK.{28}[^/]+/data\.pkl|\x80[\x02-\x05]": "this is a file of PyTorch",
     rb"PK": "this is a ZIP archive (.zip, .npz …)",
     rb"(?s).{8}\{\"": "this is a safetensors file",
 }
-FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how cells begin that a spreadsheet computes
+# The start of cells that a spreadsheet computes; after apostrophes, so that one can be removed.
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def try_lock(directory: Path) -> filelock.BaseFileLock | None:
@@ -73,12 +75,12 @@ def check_disk_space(directory: Path, size: int, option: str = "--output-dir") -
 
 
 def describe_kind(content: bytes, default: str) -> str:
-    """Return what a file is that is of another kind than needed; `default` if it is unknown."""
+    """Return what a file is, by its first 1,000 bytes or more; `default` if unknown."""
     return next((kind for start, kind in FILE_KINDS.items() if re.match(start, content)), default)
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file; what spreadsheets would compute begins with an apostrophe (one more)."""
+    """Write a CSV file, with an apostrophe before each cell that matches `FORMULA`."""
     with open(path, "w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file:
         writer = csv.writer(file)
         for row in rows:

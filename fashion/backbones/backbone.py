@@ -101,17 +101,14 @@ class Backbone:
         return ARCHITECTURES[self.name].stages
 
     def last_blocks(self, names: Collection[str], num_blocks: int) -> set[str]:
-        """Return the names of all layers of the last blocks before the features `names`.
-
-        Too many blocks are a `UsageError`.
-        """
+        """Return the names of all layers of the last blocks before the features `names`."""
         last_stage = max(name.split("_")[0] for name in names)
         output = self.network.get_layer(self.stages[last_stage]).output
         pattern, layers = ARCHITECTURES[self.name].block_start_pattern, self.network.layers
         inputs = [layer.input for layer in layers if re.fullmatch(pattern, layer.name)]
         inputs.append(self.network.output)  # "input" of what follows the last block
-        # The next block, which may halve the resolution, is the last one with an input of that of
-        # the stage.
+        # The next block, which may halve the resolution, is the last whose input has that of the
+        # stage.
         end = max(i for i, x in enumerate(inputs) if x.shape[1] == output.shape[1])
         if num_blocks > end:
             raise UsageError(
@@ -220,8 +217,10 @@ def _load_weights(network: keras.Model, path: Path) -> None:
         raise UserError(f"--weights {path}: no such file")
     try:
         if not h5py.is_hdf5(path):
+            with path.open("rb") as other_file:
+                start = other_file.read(1000)
             unknown = "this is no HDF5 file, or it is damaged"
-            raise ValueError(files.describe_kind(path.read_bytes(), unknown))
+            raise ValueError(files.describe_kind(start, unknown))
         with h5py.File(path) as file, tempfile.TemporaryDirectory() as temporary_dir:
             if "model_weights" in file:
                 raise ValueError("this is a whole model, not a weights file")
