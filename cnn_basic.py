@@ -50,7 +50,8 @@ def main(options: Options) -> None:
         run.lap("training")
         keras.utils.set_random_seed(options.seed)
         model = build_model(options.hidden_units, data.num_classes)
-        files.check_disk_space(options.output_dir, 5 * model.count_params() + 100_000)
+        size = 5 * model.count_params() + 100_000  # at least that of model.keras
+        files.check_disk_space(options.output_dir, size)
         trainer = keras.Model(model.inputs, model.outputs)  # keeps the optimizer out of the file
         trainer.compile(
             optimizer=keras.optimizers.Adam(options.learning_rate),
@@ -75,7 +76,7 @@ def main(options: Options) -> None:
             name: evaluation.predict_views(model, split.images[:, None])  # one view
             for name, split in data.splits.items()
         }
-        # One factor of the logits makes the confidence agree with the accuracy.
+        # One temperature, fitted on the validation images, makes confidence agree with accuracy.
         temperature = evaluation.fit_temperature(predictions["validation"], data.validation)
         evaluations = evaluation.evaluate(predictions, data, temperature)  # accuracy, per class, …
         model = evaluation.calibrate(model, temperature)

@@ -328,7 +328,7 @@ def main(options: Options) -> None:
             cache = FeatureCache(None, extractor, feature_names)
             features = cache.load_splits(data.splits, options.flip)
         predictions = {name: evaluation.predict_views(head, x) for name, x in features.items()}
-        # Label smoothing makes the head underconfident, which one factor of the logits corrects.
+        # Label smoothing makes the head underconfident; a temperature corrects its probabilities.
         temperature = evaluation.fit_temperature(predictions["validation"], data.validation)
         evaluations = evaluation.evaluate(predictions, data, temperature)  # accuracy, per class, …
         model = build_full_model(extractor, feature_names, head, options.flip)

@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 from fashion import datasets
 from fashion.datasets.photos import IMAGE_SIZE
+from fashion.datasets.splits import write_class_names
 from fashion.errors import UsageError, UserError
 from fashion.files import check_disk_space, staging_dir
 from fashion.options import SharedOptions
 from fashion.results.evaluation import sample_rows
-from fashion.results.output import load_trained_model, write_class_names
+from fashion.results.output import load_trained_model
 
 import keras
 import numpy as np
@@ -116,7 +117,7 @@ def export_model(names: Sequence[str], options: SharedOptions) -> None:
     names = list(dict.fromkeys(names))
     _check_packages(names)
     model, class_names = load_trained_model(options)
-    layers = [model]
+    layers = [model]  # all are changed to float32
     for layer in layers:  # the loop appends nested layers
         layers += getattr(layer, "layers", [])
         layer.dtype_policy = "float32"
@@ -138,7 +139,7 @@ def export_model(names: Sequence[str], options: SharedOptions) -> None:
             )
         write_class_names(directory, class_names)
         for filename in (*(FORMATS[name].filename for name in names), "classes.txt"):
-            # A directory cannot be overwritten; without names, a model may be useless.
+            # Directories cannot be overwritten, so move them away; classes.txt must survive a kill.
             if filename != "classes.txt" and os.path.lexists(output_dir / filename):
                 (output_dir / filename).replace(directory / f"previous-{filename}")
             (directory / filename).replace(output_dir / filename)

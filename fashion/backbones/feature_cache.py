@@ -2,9 +2,8 @@
 
 It has a directory per backbone, image size, precision and weights, in it a directory per split, in
 it a file per chunk of images, feature and view. Files are written atomically, and every process on
-a machine computes the same bytes for a file (on another one, the last bits may differ). An
-interrupted run, or two runs at once, therefore do no harm, and later runs continue from the files
-that exist.
+a machine computes the same bytes for a file. An interrupted run, or two runs at once, therefore do
+no harm, and later runs continue from the files that exist.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, or another data set in the IDX format of MNIST, or in CSV files as of Kaggle.
+"""Fashion-MNIST, or another data set in the IDX format of MNIST or the CSV format of Kaggle.
 
 Fashion-MNIST is recognized by the SHA-256 of its decompressed files. Without `--data-dir`, files
 are verified by these checksums before they are used or cached; `--data-dir` takes any data set.
@@ -141,8 +141,8 @@ def _read_csv(paths: list[Path]) -> tuple[list[np.ndarray], dict[str, str]]:
 def _load_class_names(path: Path, labels: np.ndarray) -> tuple[int, tuple[str, ...]]:
     """Return the first label and the class names in `classes.txt`, by default numbers.
 
-    The first label is 1 if no label is smaller and, with `classes.txt` at `path`, the number of
-    names fits, else 0.
+    The first label is 0 or 1. It is 1 if no label is 0 and `path` has as many names as the largest
+    label, or, without `path`, if the smallest label is 1.
     """
     smallest, largest = int(labels.min()), int(labels.max())
     if not path.exists():
@@ -152,8 +152,7 @@ def _load_class_names(path: Path, labels: np.ndarray) -> tuple[int, tuple[str, .
     first = int(smallest >= 1 and len(names) == largest)
     if len(names) != largest + 1 - first:
         raise UserError(
-            f"{path} contains {len(names)} class names, but labels are from "
-            f"{min(smallest, 1)} to {largest}"
+            f"{path} contains {len(names)} class names, but labels are from {smallest} to {largest}"
         )
     return first, names
 

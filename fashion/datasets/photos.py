@@ -21,6 +21,8 @@ from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 
 PREPROCESSING_VERSION = 5  # raise it if the resulting pixels change: it keys the image cache
 IMAGE_SIZE = 28
+# Application segments of JPEG, except Exif with the orientation and Adobe with the color model.
+JPEG_METADATA = set(range(0xE0, 0xF0)) - {0xE1, 0xEE}
 MAX_WORKING_SIZE = 1024  # pixels; more would only take time
 BACKGROUND_TOLERANCE = 0.05 * 255  # the authors trim edges that differ less from the background
 SYSTEM_NAMES = {  # files and directories that operating systems create, in lower case
@@ -153,11 +155,8 @@ def remove_metadata(content: bytes) -> bytes:
             end = start + 2 + int.from_bytes(content[start + 2 : start + 4])
             if content[end : end + 1] != b"\xff":  # a damaged length: leave it to Pillow
                 break
-            # Of application segments, only the orientation and the (complete) color model.
-            number = content[start + 1]
-            if number in (*range(0xE0), 0xE1, *range(0xF0, 0xFF)) or (
-                number == 0xEE and end - start > 15
-            ):
+            number, is_complete = content[start + 1], end - start > 15  # the size for Adobe
+            if number not in JPEG_METADATA and (number != 0xEE or is_complete):
                 kept += content[start:end]
             start = end
     return bytes(kept + content[start:])

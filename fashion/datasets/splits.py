@@ -202,6 +202,11 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return validate_class_names((name.strip() for name in names), path)
 
 
+def write_class_names(directory: Path, class_names: Iterable[str]) -> None:
+    """Write `classes.txt`, with one class name per line."""
+    (directory / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), "utf-8")
+
+
 def validate_class_names(names: Iterable[str], origin: object) -> tuple[str, ...]:
     """Validate the class names in `origin`, a file or directory, and return them as a tuple."""
     names = tuple(names)

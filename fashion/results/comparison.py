@@ -41,9 +41,8 @@ def compare(run: Run, directory: Path) -> Comparison:
     """
     this = _table_row(run.metadata)
     fields = dataclasses.fields(run.options)
-    ignored = IGNORED_OPTIONS | {
-        field.name for field in fields if not field.metadata["affects_results"]
-    }
+    ignored = {field.name for field in fields if not field.metadata["affects_results"]}
+    ignored |= IGNORED_OPTIONS
     candidates = []
     for path in run.options.output_dir.resolve().parent.glob("*/metrics.json"):
         with contextlib.suppress(Exception):  # ignore unreadable files

@@ -50,11 +50,12 @@ def predict_views(model: keras.Model, inputs: np.ndarray) -> Predictions:
 # --------------------------------------------------------------------------------- calibration
 
 
-def scale(probabilities: np.ndarray | keras.KerasTensor, temperature: float) -> keras.KerasTensor:
+def apply_temperature(
+    probabilities: np.ndarray | keras.KerasTensor, temperature: float
+) -> keras.KerasTensor:
     """Return softmax(log(p) / temperature) of probabilities p, float32 (N, classes).
 
-    A temperature below 1 makes them more confident. The order of the classes stays, and with it the
-    accuracy.
+    A temperature below 1 makes them more confident. The order of the classes does not change.
     """
     logits = keras.ops.log(keras.ops.clip(probabilities, 1e-7, 1))
     return keras.ops.softmax(logits / temperature)
@@ -69,7 +70,7 @@ def fit_temperature(predictions: Predictions, split: Split) -> float:
         return 1.0
 
     def loss(temperature: float) -> float:
-        probabilities = np.asarray(scale(predictions.probabilities, temperature))
+        probabilities = np.asarray(apply_temperature(predictions.probabilities, temperature))
         return cross_entropy(probabilities, split.labels)
 
     return float(min(np.geomspace(0.1, 10, 201), key=loss))
@@ -77,7 +78,8 @@ def fit_temperature(predictions: Predictions, split: Split) -> float:
 
 def calibrate(model: keras.Model, temperature: float) -> keras.Model:
     """Return a model whose probabilities are those of `model`, scaled by the temperature."""
-    return keras.Model(model.inputs[0], scale(model.outputs[0], temperature), name=model.name)
+    outputs = apply_temperature(model.outputs[0], temperature)
+    return keras.Model(model.inputs[0], outputs, name=model.name)
 
 
 # ------------------------------------------------------------------------------------- metrics
@@ -238,7 +240,7 @@ def evaluate(
     """Calibrate and evaluate the predictions for each split, by the name of the split."""
     evaluations = {}
     for name, split in data.splits.items():
-        probabilities = np.asarray(scale(predictions[name].probabilities, temperature))
+        probabilities = np.asarray(apply_temperature(predictions[name].probabilities, temperature))
         evaluations[name] = Evaluation(probabilities, split.labels, data.class_names)
     return evaluations
 

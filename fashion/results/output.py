@@ -10,12 +10,13 @@ import shlex
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fashion import errors, machine, startup, wandb_session
+from fashion.datasets import splits
 from fashion.datasets.photos import IMAGE_SIZE
-from fashion.datasets.splits import Split, read_class_names, validate_class_names
+from fashion.datasets.splits import Split
 from fashion.errors import UsageError, UserError
 from fashion.files import staging_dir, try_lock, write_csv
 from fashion.options import SharedOptions
@@ -84,7 +85,6 @@ def save_results(
         run: Run with at least one epoch.
         model: uint8 (N, 28, 28) images → (N, classes) probabilities.
         predictions: Predictions before the calibration, by the name of the split.
-        evaluations: Evaluations after it.
         on_saved: Called once `RESULT_FILES` are in the output directory.
     """
     run.lap("saving")
@@ -117,10 +117,12 @@ def save_results(
         (directory / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
         (directory / "report.html").replace(output_dir / "report.html")
     with errors.warn_on_failure("the W&B dashboard"):
+        model_size = (output_dir / "model.keras").stat().st_size
         run.log_with(
-            lambda wandb: dashboard.log_results(wandb, output_dir, run, evaluations, neighbors),
-            upload_seconds=60
-            + (output_dir / "model.keras").stat().st_size // UPLOAD_BYTES_PER_SECOND,
+            lambda wandb_run: dashboard.log_results(
+                wandb_run, output_dir, run, evaluations, neighbors
+            ),
+            upload_seconds=60 + model_size // UPLOAD_BYTES_PER_SECOND,
         )
     return comparison
 
@@ -143,9 +145,8 @@ def print_summary(run: Run, comparison: Comparison) -> None:
         print("  ".join(f"{cell:{align}{width}}" for cell, align, width in cells))
     if comparison.difference:
         print(comparison.difference)
-    output_dir = run.options.output_dir
-    saved = [name for name in OUTPUT_FILES if (output_dir / name).exists()]
-    print(f"\nSaved in {output_dir}: {', '.join(saved)}")
+    saved = [name for name in OUTPUT_FILES if (run.options.output_dir / name).exists()]
+    print(f"\nSaved in {run.options.output_dir}: {', '.join(saved)}")
     for line in wandb_session.hints(run.wandb_run):
         print(line)
 
@@ -156,7 +157,7 @@ def _write_results(
     """Write all of `RESULT_FILES`."""
     metadata, data, epochs = run.metadata, run.data, run.epoch_logger.epochs
     save_model(model, directory / "model.keras", data.class_names)
-    write_class_names(directory, data.class_names)
+    splits.write_class_names(directory, data.class_names)
     with open(directory / "history.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, dataclasses.asdict(epochs[0]))
         writer.writeheader()
@@ -184,8 +185,8 @@ def write_predictions(
     """Write a CSV file with one row per image: index, label, prediction and all probabilities.
 
     The columns of the probabilities are named after the classes, such as "p(Coat)". The index is
-    the image's position in the data set's file, whose first class has the label `first_label`.
-    Image folders have neither, so they add the names of label and prediction, and the file.
+    the image's position in the data set's file, whose first class has the label `first_label`. For
+    image folders, columns with the names of label and prediction, and with the file, are added.
     """
     names = evaluation.class_names
     header = ["index", "label", "predicted", "confidence", *(f"p({name})" for name in names)]
@@ -216,11 +217,6 @@ def save_model(model: keras.Model, path: Path, class_names: tuple[str, ...]) -> 
         file.comment = json.dumps({"classes": class_names}).encode()
 
 
-def write_class_names(directory: Path, class_names: Iterable[str]) -> None:
-    """Write `classes.txt`, with one class name per line."""
-    (directory / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), "utf-8")
-
-
 def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, ...]]:
     """Load the model in `--output-dir` and its class names.
 
@@ -239,7 +235,7 @@ def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, 
             has_names = file.comment.startswith(b'{"classes"')
             names = json.loads(file.comment)["classes"] if has_names else ()
         if has_names:
-            names = validate_class_names(map(str, names), "its list of classes")
+            names = splits.validate_class_names(map(str, names), "its list of classes")
         model = keras.saving.load_model(path, safe_mode=True)
         shapes = model.input_shape, model.output_shape
     except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
@@ -249,7 +245,7 @@ def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, 
             f"Keras, else train another model with `{command}`"
         ) from None
     if not has_names and names_path.exists():
-        names = read_class_names(names_path)
+        names = splits.read_class_names(names_path)
     if not has_names and len(names) != shapes[1][-1]:
         raise UserError(f"{path} contains no class names; write them to {names_path}, one per line")
     if shapes != ((None, IMAGE_SIZE, IMAGE_SIZE), (None, len(names))):

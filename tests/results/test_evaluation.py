@@ -6,12 +6,12 @@ from fashion.datasets.splits import CLASS_NAMES, Split
 from fashion.results.evaluation import (
     Evaluation,
     Predictions,
+    apply_temperature,
     calibrate,
     fit_temperature,
     nearest_neighbors,
     predict_views,
     sample_rows,
-    scale,
     tsne,
     wilson_interval,
 )
@@ -85,7 +85,7 @@ def test_fitted_temperature_is_the_true_one(true_temperature):
     assert temperatures == [pytest.approx(true_temperature, rel=0.05), 1]
     before, after = (
         Evaluation(np.asarray(values), labels, CLASS_NAMES)
-        for values in (probabilities, scale(probabilities, temperatures[0]))
+        for values in (probabilities, apply_temperature(probabilities, temperatures[0]))
     )
     assert before.expected_calibration_error > 0.1
     assert after.expected_calibration_error < 0.01

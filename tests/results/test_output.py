@@ -12,7 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from fashion.datasets.splits import validate_class_names
+from fashion.datasets.splits import validate_class_names, write_class_names
 from fashion.errors import UserError
 from fashion.files import staging_dir
 from fashion.predict import UserImage, save_predictions
@@ -391,11 +391,11 @@ def test_model_that_another_tool_saved_has_the_names_in_classes_txt(comment, opt
         file.comment = comment
     for wrong in [], names[1:]:
         if wrong:
-            output.write_class_names(path.parent, wrong)
+            write_class_names(path.parent, wrong)
         message = f"^{path} contains no class names; write them to .*classes.txt, one per line$"
         with pytest.raises(UserError, match=message):
             load_trained_model(options)
-    output.write_class_names(path.parent, [*names, ""])  # as if edited by hand
+    write_class_names(path.parent, [*names, ""])  # as if edited by hand
     capsys.readouterr()
     assert load_trained_model(options)[1] == tuple(names)
     expected = f"Class names: from {path.with_name('classes.txt')}, since {path} contains none\n"
