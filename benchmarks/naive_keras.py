@@ -65,7 +65,11 @@ def upscaled_batches(split: Split, shuffle: bool) -> tf.data.Dataset:
 
     images = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
     batches = (images.shuffle(10_000) if shuffle else images).batch(BATCH_SIZE)
-    return batches.map(upscale, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    dataset_options = tf.data.Options()
+    # Each epoch would wait for the autotuning thread, which takes seconds of so few batches.
+    dataset_options.autotune.enabled = False
+    batches = batches.map(upscale, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return batches.with_options(dataset_options)
 
 
 def feature_cache(weights: str, cache_dir: Path) -> FeatureCache:
