@@ -100,7 +100,7 @@ def runtimes(options: argparse.Namespace, directory: Path) -> Section:
         rows.append([name, format_range(values), speedup, difference])
     header = ["runtime, precision", "images/s", "speedup", "difference"]
     notes = (
-        f"Median (range) of {options.rounds} rounds of three turns. Keras: "
+        f"Median (range) of {3 * options.rounds} turns. Keras: "
         f"{runner.NUM_NAIVE_IMAGES} images per turn, upscaled by tf.data; this project: 250, from "
         "raw images to files; others: 250 upscaled images in memory. Batch size 32, in this "
         "project 125. Difference: mean absolute difference from the features of Keras in float32, "
@@ -134,10 +134,10 @@ def end_to_end(options: argparse.Namespace, directory: Path) -> Section:
         memory = format_memory(result["peak_gb"] for result in results)
         rows.append([name, format_duration(seconds), speedup, memory])
     notes = (
-        f"10,000 training, 1,000 validation, 2,000 test images, {EPOCHS} epochs; medians over "
-        f"{options.rounds} rounds of the complete commands of `resnet50_fashion.py`. The naive "
-        "Keras script (frozen backbone inside `fit`, upscaling by tf.data) is extrapolated from "
-        f"its median rate in the validation of {runner.NUM_NAIVE_IMAGES} images, "
+        f"10,000 training, 1,000 validation, 2,000 test images, {EPOCHS} epochs; complete commands "
+        f"of `resnet50_fashion.py`, medians (n = {options.rounds}). The naive Keras script (frozen "
+        "backbone inside `fit`, upscaling by tf.data) is extrapolated from its median rate in the "
+        f"validation of {runner.NUM_NAIVE_IMAGES} images, "
         f"{format_range(rates)} images/s."
     )
     header = ["", "time", "speedup", "memory"]

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 RECALIBRATION_IMAGES = 2000
-MAX_SHIFT_PIXELS = 1  # of augmented images; 2 was not better
+MAX_SHIFT_PIXELS = 1  # of augmented images
 WEIGHT_DECAY = 0.05  # of kernels
 
 # (backbone, copy of its network, feature names) → {name: float32 (N, channels)}
