@@ -66,7 +66,7 @@ def upscaled_batches(split: Split, shuffle: bool) -> tf.data.Dataset:
     images = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
     batches = (images.shuffle(10_000) if shuffle else images).batch(BATCH_SIZE)
     dataset_options = tf.data.Options()
-    # Autotuning ends each epoch with a wait, which would be most of the time of a few images.
+    # Autotuning ends each epoch with a wait of seconds, which would distort the time of few images.
     dataset_options.autotune.enabled = False
     batches = batches.map(upscale, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     return batches.with_options(dataset_options)

@@ -106,8 +106,8 @@ def option(
         may_change: Whether it may change on `--resume`; what does not affect the results may.
     """
     metadata: dict[str, object] = {"help": help, "type": type, "section": section}
-    metadata |= {"affects_results": affects_results}
-    metadata |= {"may_change": may_change or not affects_results}
+    metadata["affects_results"] = affects_results
+    metadata["may_change"] = may_change or not affects_results
     return dataclasses.field(default=default, metadata=metadata)
 
 

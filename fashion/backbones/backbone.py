@@ -107,8 +107,8 @@ class Backbone:
         pattern, layers = ARCHITECTURES[self.name].block_start_pattern, self.network.layers
         inputs = [layer.input for layer in layers if re.fullmatch(pattern, layer.name)]
         inputs.append(self.network.output)  # "input" of what follows the last block
-        # The next block, which may halve the resolution, is the last whose input has that of the
-        # stage.
+        # The next block is the last one whose input has the resolution of the stage; it may halve
+        # the resolution.
         end = max(i for i, x in enumerate(inputs) if x.shape[1] == output.shape[1])
         if num_blocks > end:
             raise UsageError(
