@@ -4,6 +4,7 @@ A process starts in a fraction of a second instead of 6 s. By default, it uses a
 stores 20 images per file of the feature cache, and saves empty figures.
 """
 
+import glob
 import importlib
 import json
 import multiprocessing
@@ -90,7 +91,9 @@ class ForkedScript:
 
     def wait_for_files(self, num_files):
         """Wait until the cache next to the run contains `num_files` files."""
-        self.wait_until(lambda: len(list(self.directory.glob("cache/*/*/0*.npy"))) >= num_files)
+        # Unlike Path.glob, glob.glob tolerates that a directory disappears meanwhile.
+        pattern = str(self.directory / "cache/*/*/0*.npy")
+        self.wait_until(lambda: len(glob.glob(pattern)) >= num_files)
 
     def wait_for_epochs(self, num_epochs):
         """Wait until the checkpoint contains `num_epochs` epochs."""
