@@ -38,8 +38,8 @@ def make_dataset(
 ) -> tf.data.Dataset:
     """Return a batched dataset, reshuffled each epoch if `seed` is given.
 
-    `fit` does nearly the same with arrays, but copies them, converts float16 to float32, and ends
-    each epoch up to a second later, waiting for tf.data's autotuning thread.
+    `fit` does nearly the same with arrays, but copies them, converts float16 to float32, and waits
+    for tf.data's autotuning thread at the end of each epoch.
     """
 
     def gather(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

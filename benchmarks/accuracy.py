@@ -1,11 +1,12 @@
 """Measure README's accuracies: run the scripts with several seeds; mean ± standard deviation.
 
 The benchmark writes to --output: accuracy.md, a table; frontier.png, a figure of accuracy against
-minutes; and runs/, one file per run with its results, processor and versions. Table and figure
-contain every row with stored runs. A run that has a file is skipped, so an interrupted benchmark
-resumes where it stopped; a run that was interrupted while fine-tuning is resumed, and its time is
-not recorded. Each row has its own feature cache in --work-dir: its first run starts with an empty
-cache. To repeat a row, delete its files.
+minutes; and runs/, one file per run with its results, processor and versions. The table contains
+every row with stored runs, the figure those of ResNet50 and of scripts without a backbone that were
+timed. A run that has a file is skipped, so an interrupted benchmark resumes where it stopped; a run
+that was interrupted while fine-tuning is resumed, and its time is not recorded. Each row has its
+own feature cache in --work-dir: its first run starts with an empty cache. To repeat a row, delete
+its files. For rows with different weights, run the benchmark once for each weights file.
 
 The naive Keras script would take hours for ten epochs. Its time is extrapolated from a few images,
 and its accuracy is that of its head on the cached features of the row `plain`, which must run
@@ -46,8 +47,8 @@ HEADER += ["precision, weights"]
 CAPTION = (
     "Mean ± standard deviation over the seeds, from 0 on (one seed: with the 95% CI over the test "
     "images); expected calibration error on the test images before and after calibration, mean; "
-    "median times of complete commands without W&B (first runs have an empty cache); "
-    "largest peak memory"
+    "median times of complete commands without W&B (first run: with an empty cache, one per row, "
+    "or all runs of a script without a cache); largest peak memory"
 )
 Result = dict[str, Any]  # contents of a file in runs/
 
@@ -59,7 +60,7 @@ def parse_options() -> argparse.Namespace:
     text = f"rows to run, of one backbone if --weights is a file: {', '.join(ROWS)} (default: all; "
     text += "without a name: none, only write table and figure)"
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, metavar="ROW", help=text)
-    text = "seeds of each row (default: 0 to 4; at most three for long rows)"
+    text = "seeds of each row (default: 0 to 4; at most three of tuned and other backbones)"
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5), metavar="N", help=text)
     text = "directory of the table, the figure and the runs' results (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy"), help=text)
@@ -192,21 +193,22 @@ def caption(table: dict[str, list[Result]]) -> str:
     machines = sorted({runner.describe(run["versions"]) for run in runs if run["versions"]})
     dates = [run["date"] for run in runs]
     parts = [CAPTION, *machines, " to ".join(dict.fromkeys([min(dates), max(dates)]))]
-    return f"*{'; '.join(parts)}; `python benchmarks/accuracy.py`*"
+    return f"*{'; '.join(parts)}; `python benchmarks/accuracy.py --rows …`*"
 
 
 def plot_frontier(table: dict[str, list[Result]], path: Path) -> None:
-    """Plot accuracy against minutes: first runs filled, later ones hollow."""
+    """Plot accuracy against minutes, in a color per script; hollow: later runs."""
     import matplotlib.pyplot as plt  # slow to import
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for i, (row, runs) in enumerate(table.items()):
+    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    scripts = list(dict.fromkeys(command.split()[0] for command in ROWS.values()))
+    for row, runs in table.items():
         values = [100 * run["accuracy"]["test"] for run in runs]
-        mean, color = statistics.mean(values), f"C{i}"
+        mean, color = statistics.mean(values), f"C{scripts.index(ROWS[row].split()[0])}"
         deviation = statistics.stdev(values) if len(values) > 1 else None
         times = {first: median_seconds(runs, first) for first in (True, False)}
         minutes = {first: seconds / 60 for first, seconds in times.items() if seconds}
-        if not minutes:
+        if not minutes or "--backbone" in ROWS[row]:  # the points of backbones would overlap
             continue
         axes.plot(list(minutes.values()), [mean] * len(minutes), ":", color=color)
         for first, x in minutes.items():
@@ -214,7 +216,8 @@ def plot_frontier(table: dict[str, list[Result]], path: Path) -> None:
             axes.errorbar(x, mean, deviation, fmt="o", color=color, markerfacecolor=fill, capsize=3)
         end = max(minutes.values()), mean
         label = ROWS[row].removeprefix("resnet50_fashion.py ").removeprefix("benchmarks/")
-        axes.annotate(label, end, (8, 0), textcoords="offset points", va="center", color=color)
+        style = {"va": "center", "color": color, "size": "small"}
+        axes.annotate(label, end, (8, 0), textcoords="offset points", **style)
     axes.set_xscale("log")
     axes.set_xlabel("minutes, complete command (hollow: with cached features, or extrapolated)")
     axes.set_ylabel("test accuracy, % (mean ± standard deviation)")

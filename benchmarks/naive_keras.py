@@ -3,7 +3,7 @@
 `basic` is a plain `fit` at batch size 32. `resnet50` is the usual transfer-learning script: a
 frozen ResNet50 inside the model, through which every upscaled image goes in every epoch.
 `head` trains only the head on the features in resnet50_fashion.py's --cache-dir: the frozen
-backbone's output never changes, so this gives about the same accuracy without the hours.
+backbone's output never changes, so its accuracy stands for that of `resnet50`, without the hours.
 
 metrics.json in --output-dir contains the seconds of each epoch and of its validation, and for
 `head` the accuracies after the last epoch.
@@ -66,7 +66,7 @@ def upscaled_batches(split: Split, shuffle: bool) -> tf.data.Dataset:
     images = tf.data.Dataset.from_tensor_slices((split.images, split.labels))
     batches = (images.shuffle(10_000) if shuffle else images).batch(BATCH_SIZE)
     dataset_options = tf.data.Options()
-    # Autotuning ends each epoch with a wait of seconds, which would distort the time of few images.
+    # Autotuning ends each epoch with a wait, which would distort the time of few images.
     dataset_options.autotune.enabled = False
     batches = batches.map(upscale, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     return batches.with_options(dataset_options)
@@ -90,7 +90,7 @@ def main() -> None:
     """Load the data, build the model, train it, and write metrics.json."""
     parser = runner.argument_parser(__doc__)
     parser.add_argument("model", choices=("basic", "resnet50", "head"))
-    text = "precision of the backbone (default: float32, for head as for resnet50_fashion.py)"
+    text = "precision (default: float32; that of head's features as for resnet50_fashion.py)"
     parser.add_argument("--precision", choices=machine.PRECISIONS, help=text)
     parser.add_argument("--train-size", type=int, help="as for the scripts")
     parser.add_argument("--validation-size", type=int, help="as for the scripts")
@@ -103,6 +103,7 @@ def main() -> None:
     sizes = {"train_size": options.train_size, "validation_size": options.validation_size}
     data = common.load_fashion_mnist(resnet50_fashion.Options(data_dir=options.data_dir, **sizes))
     machine.set_precision(options.precision or ("auto" if options.model == "head" else "float32"))
+    precision = machine.precision()
     keras.utils.set_random_seed(0)
     inputs = {}
     if options.model == "resnet50":
@@ -136,7 +137,7 @@ def main() -> None:
 
     start, middle, end = np.reshape(times, (-1, 3)).T
     metrics = {"epochs": epochs, "data": data.metadata(), "memory": machine.peak_memory()}
-    metrics |= {"weights": {"precision": machine.precision()}}
+    metrics |= {"weights": {"precision": precision}}
     metrics |= {"versions": machine.environment_info(), "epoch_seconds": (end - start).tolist()}
     metrics |= {"validation_seconds": (end - middle).tolist()}
     for name, split in data.splits.items() if options.model == "head" else ():

@@ -2,8 +2,8 @@
 
 `project` extracts as resnet50_fashion.py does, from raw images to files. `openvino` and
 `onnxruntime` take upscaled images in memory, in batches of 32. metrics.json in --output-dir
-contains the images/s of three turns, and the difference of the features from those of plain Keras
-in float32: the mean absolute difference, divided by their standard deviation.
+contains the images/s of three turns, and the difference of 32 images' features from those of plain
+Keras in float32: the mean absolute difference, divided by their standard deviation.
 """
 
 import sys

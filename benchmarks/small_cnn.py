@@ -76,7 +76,7 @@ def main(options: Options) -> None:
         batches = common.make_dataset(train.images, train.one_hot, options.batch_size, options.seed)
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0,
-            len(batches) * (options.epochs - 1),
+            len(batches) * max(options.epochs - 1, 1),
             warmup_target=options.learning_rate,
             warmup_steps=len(batches),
         )

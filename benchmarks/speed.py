@@ -2,16 +2,15 @@
 
 Each section writes a table (a Markdown file in --output; docs/results.md contains copies):
 
-  runtimes    feature extraction by ResNet50: this project, plain Keras, and, if installed (pip
-              install openvino onnxruntime onnx tf2onnx), OpenVINO and ONNX Runtime, with equal
-              weights and images
+  runtimes    feature extraction by ResNet50: this project, plain Keras, and, if installed (see
+              docs/use-the-model.md), OpenVINO and ONNX Runtime, with equal weights and images
   end_to_end  first and later runs of the recipes, compared with the naive Keras script, whose
               time is extrapolated from a few images
-  baseline    an epoch of the small dense network: cnn_basic.py and a plain `fit` at batch size 32
+  baseline    an epoch of the small dense network: cnn_basic.py and a plain `fit`
   time_to_90  README's quick run, whose 95% CI of the validation accuracy should lie above 90%
 
 In each round, the compared commands take turns; a table shows medians over the rounds. Plain Keras
-is timed in the validation inside `fit`, which is faster than `predict`. The machine must be idle.
+is timed in the validation inside `fit`, which needs no gradients. The machine must be idle.
 """
 
 import argparse
@@ -74,7 +73,8 @@ def main() -> None:
         details.append(str(datetime.date.today()))
         if name != "baseline":
             details.append(f"weights {Path(options.weights).name}")
-        text += f"\n*{'; '.join(details)}; `python benchmarks/speed.py {name}`*\n"
+        details.append(f"`python benchmarks/speed.py {name} --rounds {options.rounds}`")
+        text += f"\n*{'; '.join(details)}*\n"
         (options.output / f"{name}.md").write_text(text)
         print(f"\n{text}", flush=True)
 
@@ -100,11 +100,11 @@ def runtimes(options: argparse.Namespace, directory: Path) -> Section:
         rows.append([name, format_range(values), speedup, difference])
     header = ["runtime, precision", "images/s", "speedup", "difference"]
     notes = (
-        f"Median (range) of {3 * options.rounds} turns. Keras: "
+        f"Median (range) of {len(rates['this project, float32'])} turns. Keras: "
         f"{runner.NUM_NAIVE_IMAGES} images per turn, upscaled by tf.data; this project: 250, from "
         "raw images to files; others: 250 upscaled images in memory. Batch size 32, in this "
-        "project 125. Difference: mean absolute difference from the features of Keras in float32, "
-        "divided by their standard deviation."
+        "project 125. Difference: mean absolute difference of 32 images' features from those of "
+        "Keras in float32, divided by their standard deviation."
     )
     versions = results["this project, float32"]["versions"]
     return runner.markdown_table(header, rows, notes), versions
@@ -116,29 +116,36 @@ def end_to_end(options: argparse.Namespace, directory: Path) -> Section:
     arguments = [*runner.path_args(options), "--epochs", EPOCHS, "--patience", EPOCHS]
     for name, size in sizes.items():
         arguments += [f"--{name}-size", size]
-    rates: list[float] = []
+    rates: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     runs: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for i in range(options.rounds):
-        rates += runner.naive_rates(options, directory)
+        for precision in rates:
+            rates[precision] += runner.naive_rates(options, directory, precision)
         for recipe in ("plain", "fast", "best"):
             cache_dir = directory / f"{recipe}-{i}"
             argv = [*arguments, "--recipe", recipe, "--cache-dir", cache_dir]
             for label in "first run", "later run":
                 metrics = measure("resnet50_fashion.py", *argv, output_dir=directory / "output")
                 runs[f"`--recipe {recipe}`, {label}"].append(metrics)
-    naive = runner.naive_seconds(sizes, EPOCHS, statistics.median(rates))
-    rows = [["naive Keras script", f"{format_duration(naive)} (extrapolated)", "1 ×", "–"]]
+    naive, rows = {}, []
+    for precision, values in rates.items():
+        naive[precision] = runner.naive_seconds(sizes, EPOCHS, statistics.median(values))
+        time = f"{format_duration(naive[precision])} (extrapolated)"
+        speedup = f"{naive['float32'] / naive[precision]:.1f} ×"
+        rows.append([f"naive Keras script, {precision}", time, speedup, "–"])
     for name, results in runs.items():
         seconds = statistics.median(result["command_seconds"] for result in results)
-        speedup = f"{naive / seconds:,.0f} ×"
+        speedup = f"{naive['float32'] / seconds:,.0f} ×"
         memory = format_memory(result["peak_gb"] for result in results)
         rows.append([name, format_duration(seconds), speedup, memory])
     notes = (
         f"10,000 training, 1,000 validation, 2,000 test images, {EPOCHS} epochs; complete commands "
-        f"of `resnet50_fashion.py`, medians (n = {options.rounds}). The naive Keras script (frozen "
-        "backbone inside `fit`, upscaling by tf.data) is extrapolated from its median rate in the "
-        f"validation of {runner.NUM_NAIVE_IMAGES} images, "
-        f"{format_range(rates)} images/s."
+        f"of `resnet50_fashion.py` in {metrics['weights']['precision']}, medians (n = "
+        f"{options.rounds}). The naive Keras script (frozen backbone inside `fit`, upscaling by "
+        "tf.data) is extrapolated from its median rate in the validation of "
+        f"{runner.NUM_NAIVE_IMAGES} images, {format_range(rates['float32'])} and "
+        f"{format_range(rates['bfloat16'])} images/s. It has the features of `plain`; `fast` and "
+        "`best` take a quarter of the pixels."
     )
     header = ["", "time", "speedup", "memory"]
     return runner.markdown_table(header, rows, notes), metrics["versions"]
@@ -147,7 +154,7 @@ def end_to_end(options: argparse.Namespace, directory: Path) -> Section:
 def baseline(options: argparse.Namespace, directory: Path) -> Section:
     """Compare cnn_basic.py with a plain `fit`."""
     commands = {
-        "plain `fit`, batch size 32": ["benchmarks/naive_keras.py", "basic"],
+        "plain `fit`": ["benchmarks/naive_keras.py", "basic"],
         "`cnn_basic.py`": ["cnn_basic.py"],
     }
     arguments = [*runner.path_args(options, has_backbone=False), "--epochs", EPOCHS]
@@ -168,9 +175,9 @@ def baseline(options: argparse.Namespace, directory: Path) -> Section:
         rows.append([name, epoch, speedup, command, memory])
     header = ["", "epoch", "speedup", "complete command", "memory"]
     notes = (
-        f"Median (range) of the epochs after the first, {EPOCHS} epochs, {options.rounds} "
-        "alternating commands each. The plain script does not evaluate the test images, and plots "
-        "and saves nothing."
+        f"Median (range) of the epochs after the first, {EPOCHS} epochs, batch size 32, "
+        f"{options.rounds} alternating commands each. The plain script does not evaluate the test "
+        "images, and plots and saves nothing."
     )
     return runner.markdown_table(header, rows, notes), results[-1]["versions"]
 

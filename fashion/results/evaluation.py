@@ -287,8 +287,7 @@ def sample_rows(num_rows: int, max_rows: int) -> np.ndarray:
 def tsne(values: np.ndarray) -> np.ndarray:
     """Map rows, (N, dim), to points in the plane, float32 (N, 2), by t-SNE.
 
-    Similar rows become near points. Half of scikit-learn's default number of iterations gives
-    nearly the same map.
+    Similar rows become near points.
     """
     from sklearn.manifold import TSNE  # slow to import
     from threadpoolctl import threadpool_limits
@@ -297,7 +296,7 @@ def tsne(values: np.ndarray) -> np.ndarray:
     if num_rows < 4 or not np.ptp(values, axis=0).any():
         return np.zeros((num_rows, 2), "float32")
     perplexity = min(30, (num_rows - 1) / 3)
-    with threadpool_limits(1):  # several threads are slower with so few rows
+    with threadpool_limits(1):  # more threads do not help with so few rows
         # With init="pca", groups of equal rows may end at the same point.
         model = TSNE(perplexity=perplexity, max_iter=500, init="random", random_state=0)
         return model.fit_transform(values)
