@@ -61,10 +61,11 @@ def isolate_wandb_dir(tmp_path_factory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def reset_libraries() -> Iterator[None]:
-    """Restore Keras' dtype policy, and end W&B's session, which would keep its settings."""
+    """Kill what a failed test left, restore Keras' dtype policy, and end W&B's session."""
     yield
+    forkserver.kill_remaining_processes()
     keras.config.set_dtype_policy("float32")
-    wandb.teardown()
+    wandb.teardown()  # it would keep its settings
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def subset_run(fashion_mnist_dir, imagenet_weights, tmp_path_factory) -> Result:
     with open(root / "subset.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
         if not (output_dir / "model.keras").exists():
-            (root / "subset").mkdir()
+            (root / "subset").mkdir(exist_ok=True)
             done = run_script(
                 root / "subset",
                 "resnet50_fashion.py",

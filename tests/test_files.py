@@ -41,13 +41,6 @@ def test_staging_dir_is_deleted_after_an_error(error, expected, message, tmp_pat
     assert not list((tmp_path / "d").iterdir())
 
 
-def test_staging_dir_in_an_unusable_directory_raises(tmp_path):
-    (tmp_path / "file").touch()
-    message = "^--output-dir: cannot write to "
-    with pytest.raises(UserError, match=message), staging_dir(tmp_path / "file" / "d"):
-        pytest.fail("the block must not run")
-
-
 def test_too_small_disk_raises(tmp_path):
     check_disk_space(tmp_path, 1_000_000)
     with pytest.raises(UserError, match=r"^--x: cannot write to .*(No space|too large)"):

@@ -50,17 +50,6 @@ def test_precision_by_hardware(flags, gpus, capability, expected, monkeypatch):
     assert len(calls) == (4 if gpus else 0)  # operations on a CPU are deterministic
 
 
-def test_float16_policy_scales_the_loss():
-    """The gradient is 1e-3 · 1e-6; the smallest float16 number is 6e-8."""
-    machine.set_precision("float16")
-    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
-    model = keras.Sequential([keras.Input((1,)), dense])
-    model.compile(keras.optimizers.SGD(1e9), loss=lambda true, predicted: 1e-6 * predicted)
-    model.train_on_batch(np.full((1, 1), 1e-3), np.zeros((1, 1)))
-    # Without the scale, the gradient is lost and the weight stays 1.
-    assert dense.kernel.numpy().item() == pytest.approx(0, abs=0.02)
-
-
 def enable_determinism(patch):
     tf.config.experimental.enable_op_determinism()
 
@@ -74,16 +63,6 @@ def test_each_random_operation_has_a_seed(fork_server, tmp_path):
     patches = (enable_determinism, *SMALL_WITHOUT_FIGURES)
     process = ForkedScript("resnet50_fashion", tmp_path, *argv, patches=patches)
     assert process.wait() == 0, process.err
-
-
-def test_environment_info_contains_versions_and_hardware():
-    info = machine.environment_info()
-    for name in "tensorflow", "keras", "numpy", "wandb":
-        assert info[name] == __import__(name).__version__
-    assert info["python"] == platform.python_version()
-    assert info["cores"] == os.cpu_count()
-    assert info["processor"]
-    assert len(info["gpus"]) == len(tf.config.list_physical_devices("GPU"))
 
 
 def test_environment_without_proc_is_reduced(monkeypatch):
@@ -148,4 +127,4 @@ def test_check_reachable():
             machine.check_reachable(url, timeout=1)
         assert time.monotonic() - start < 5
     with pytest.raises(OSError, match="Connection refused"):
-        machine.check_reachable(url)
+        machine.check_reachable("http://127.0.0.1:9/file")

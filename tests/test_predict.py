@@ -1,12 +1,10 @@
 """`--predict`: predictions for photos, output files, error messages."""
 
 import shutil
-import sys
 
 from fashion import predict
 
 import pytest
-from helpers.forkserver import ForkedScript
 from helpers.photos import check_photos, draw_garment, printed_classes, save_image
 from helpers.scripts import SAMPLE, directory_contents, train_in_process
 from PIL import Image
@@ -84,17 +82,3 @@ def test_predict_keeps_the_runs_files_and_an_error_keeps_existing_ones(
     names = {path.name for path in after.keys() - before.keys()}
     assert names == {predict.PREDICTIONS_CSV, predict.PREDICTIONS_PNG}
     assert before.items() <= after.items()
-
-
-def forbid_scikit_learn(patch):
-    """Keras imports the base classes of scikit-learn; the rest takes seconds."""
-    for name in "sklearn.metrics", "sklearn.neighbors", "sklearn.manifold":
-        assert name not in sys.modules  # imported by the script
-        patch.setitem(sys.modules, name, None)  # to import it would raise an error
-
-
-def test_predict_does_not_import_scikit_learn(trained, fork_server, tmp_path):
-    image = save_image(tmp_path / "a.png", Image.fromarray(draw_garment()))
-    argv = ("--output-dir", trained, "--predict", image)
-    process = ForkedScript("cnn_basic", tmp_path, *argv, patches=[forbid_scikit_learn])
-    assert process.wait() == 0, process.err

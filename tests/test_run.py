@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import fashion
 from fashion import errors, run as fashion_run, wandb_session
@@ -116,7 +117,8 @@ def test_signal_that_python_has_swallowed_ends_training_and_lap(sample, monkeypa
 def test_laps_are_timed(sample, monkeypatch):
     run = Run(Options(wandb="disabled"), sample)
     times = iter([100.0, 101.5, 104.0, 109.0])
-    monkeypatch.setattr(fashion_run.time, "perf_counter", lambda: next(times))
+    clock = SimpleNamespace(perf_counter=lambda: next(times))
+    monkeypatch.setattr(fashion_run, "time", clock)
     for name in "extraction", "training", "extraction", "evaluation":
         run.lap(name)
         assert errors.current_lap == name
@@ -181,7 +183,7 @@ def dying_server():
     """A server that an online run uses, to be stopped by the test."""
     with Server() as server:
         os.environ |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": 40 * "a"}
-        os.environ |= {"WANDB_FINISH_TIMEOUT": "2"}
+        os.environ |= {"WANDB_FINISH_TIMEOUT": "2", "WANDB_INIT_TIMEOUT": "60"}
         yield server
 
 

@@ -3,22 +3,19 @@
 import itertools
 
 from fashion.backbones import folding
-from fashion.backbones.backbone import ARCHITECTURES, Backbone, load_backbone
+from fashion.backbones.backbone import Backbone, load_backbone
 
 import keras
 import numpy as np
 import pytest
-from helpers.networks import random_backbone
-
-SLOW = (pytest.mark.slow, pytest.mark.versions)
-NAMES = [pytest.param(name, marks=() if name == "mobilenetv2" else SLOW) for name in ARCHITECTURES]
+from helpers.networks import BACKBONES, random_backbone
 
 
 def batch_norms(network):
     return [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_copies_equal_original_within_float32_rounding(name):
     """Folded, with trained blocks, and folded after the training."""
     backbone = random_backbone(name, 96)

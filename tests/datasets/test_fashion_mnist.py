@@ -296,12 +296,6 @@ def test_labels_of_each_type_and_as_a_column_are_read(dtype, arrays, tmp_path, l
     check(load(write(tmp_path, converted)), arrays)
 
 
-@pytest.mark.parametrize("shape", [(784,), (28, 28, 1), (1, 28, 28)])
-def test_images_of_other_ranks_are_read(shape, arrays, tmp_path, load):
-    arrays[0], arrays[2] = (x.reshape(len(x), *shape) for x in (arrays[0], arrays[2]))
-    check(load(write(tmp_path, arrays)), arrays)
-
-
 @pytest.mark.parametrize(
     ("index", "change", "message"),
     [

@@ -78,14 +78,6 @@ def test_holdout_is_always_the_same(image_dir, load):
     assert sorted(filenames(data.validation)) == expected
 
 
-def test_every_prefix_keeps_the_proportions_of_the_classes(image_dir, load):
-    labels = load(image_dir).train.labels
-    for size in range(1, 36):
-        expected = size * np.array([23, 9, 3]) / 35
-        assert np.abs(np.bincount(labels[:size], minlength=3) - expected).max() <= 1
-    assert count_by_class(load(image_dir, train_size=7).train) == [4, 2, 1]
-
-
 def test_split_directories_define_the_splits(image_dir, load, tmp_path, capsys):
     shutil.copytree(image_dir, tmp_path / "Train")
     (tmp_path / "__MACOSX").mkdir()

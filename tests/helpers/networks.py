@@ -7,6 +7,10 @@ import keras
 import numpy as np
 import pytest
 
+# Quick tests use the smallest one.
+SLOW = (pytest.mark.slow, pytest.mark.versions)
+BACKBONES = [pytest.param(x, marks=() if x == "mobilenetv2" else SLOW) for x in ARCHITECTURES]
+
 
 def random_backbone(name: str, image_size: int) -> Backbone:
     """Build a backbone with random weights and random BatchNormalization statistics."""

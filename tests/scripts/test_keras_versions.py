@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from helpers.data import load_sample
 from helpers.networks import use_small_resnet
-from helpers.scripts import ROOT, SAMPLE, process_environment, run_script, train_in_process
-from PIL import Image
+from helpers.scripts import ROOT, SAMPLE, process_environment, train_in_process
 
 import cnn_basic
 import resnet50_fashion
@@ -79,15 +78,6 @@ def test_models_of_an_older_keras_predict_equally_without_warnings(models_dir, t
         bound = 0.02 if "bfloat16" in argv else 1e-4
         predictions = np.load(tmp_path / f"{name}.npy")
         np.testing.assert_allclose(predictions, expected, rtol=0, atol=bound, err_msg=name)
-
-
-def test_predict_with_a_model_of_an_older_keras_prints_no_warnings(models_dir, tmp_path):
-    Image.fromarray(images()[0]).save(tmp_path / "image.png")
-    (tmp_path / "model.keras").write_bytes((models_dir / "fine_tuned" / "model.keras").read_bytes())
-    argv = ("--predict", "image.png", "--output-dir", tmp_path)
-    done = run_script(tmp_path, "resnet50_fashion.py", *argv)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("image.png")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.forkserver import ForkedScript, kill_remaining_processes
+from helpers.forkserver import ForkedScript
 from helpers.scripts import ROOT, SAMPLE, Result, process_environment
 from helpers.wandb_server import Server
 
@@ -21,12 +21,6 @@ KEY = {"WANDB_API_KEY": 40 * "a"}
 FAST = ("--train-size", 125, "--validation-size", 125, "--epochs", 3, "--output-dir", "output")
 SAVES_COPY = r"^W&B failed \(.+\); saving an offline copy of this run\.$"
 IS_OFFLINE = r"^W&B: could not connect, so this run is offline \(.+\)\.$"
-
-
-@pytest.fixture(autouse=True)
-def no_remaining_processes():
-    yield
-    kill_remaining_processes()
 
 
 def check_run(run, result: Result) -> None:
@@ -172,7 +166,7 @@ def test_faults_delay_a_run_by_at_most_40_s(since, tmp_path):
     for script in faulty:
         assert script.wait() == 0, script.err
         assert script.server.failing.is_set()
-        assert script.seconds - healthy.seconds < 40
+        assert script.seconds < 40 + 2 * healthy.seconds  # they run at the same time
         assert "Traceback" not in script.out + script.err
         message = SAVES_COPY if since else IS_OFFLINE
         assert len(re.findall(message, script.out, re.MULTILINE)) == 1
@@ -187,8 +181,8 @@ def test_faults_delay_a_run_by_at_most_40_s(since, tmp_path):
 )
 def test_signal_ends_a_blocked_upload(signal_number, code, tmp_path):
     script = ServedScript("cnn_basic", tmp_path, fault="hangs", since="CommitArtifact")
-    script.wait_until((tmp_path / "output" / "report.html").exists)
-    assert script.server.failing.is_set()
+    report = tmp_path / "output" / "report.html"
+    script.wait_until(lambda: report.exists() and script.server.failing.is_set())
     time.sleep(1)
     start = time.monotonic()
     assert script.send(signal_number) == code

@@ -11,16 +11,16 @@ from unittest import mock
 from fashion import errors
 from fashion.backbones.backbone import ARCHITECTURES, STAGES, load_backbone
 from fashion.errors import UserError
-from fashion.fine_tuning import batch_norm, training
+from fashion.fine_tuning import batch_norm
 from fashion.results import evaluation
 
 import keras
 import numpy as np
 import pytest
 from helpers.data import load_sample
-from helpers.networks import use_small_chunks, use_small_resnet
+from helpers.networks import BACKBONES, use_small_chunks, use_small_resnet
 from helpers.photos import check_photos
-from helpers.scripts import SAMPLE, Result, parse_options, skip_figures, train_in_process
+from helpers.scripts import SAMPLE, Result, parse_options, train_in_process
 from PIL import Image
 
 import resnet50_fashion
@@ -90,13 +90,7 @@ def pool_on_grid(activations, grid_size):
     return np.hstack([activations[:, y, x].mean((1, 2)) for y in cells for x in cells])
 
 
-SLOW = (pytest.mark.slow, pytest.mark.versions)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name == "mobilenetv2" else SLOW) for name in STAGE_LAYERS],
-)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_features_are_logarithms_of_pooled_activations_of_keras_applications(
     name, sample, tmp_path
 ):
@@ -315,28 +309,6 @@ def test_seed_and_required_accuracy_take_effect(run, default_run, tmp_path):
     accuracies = [other.metrics[split]["accuracy"] for split in ("validation", "test")]
     assert accuracies[0] != accuracies[1]
     assert str(error.value).startswith(f"validation accuracy {accuracies[0]:.4f} is below")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("small_resnet", "small_chunks")
-def test_too_large_fine_tuning_batches_can_be_resumed(command_line, monkeypatch, shared_cache_dir):
-    def run_out_of_memory(*args):
-        raise MemoryError
-
-    skip_figures(monkeypatch)
-    argv = (*FAST, *SMALL, "--cache-dir", shared_cache_dir, "--wandb", "disabled")
-    argv = (*argv, "--fine-tune-blocks", 1, "--fine-tune-epochs", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Batches, "shuffle", run_out_of_memory)  # in the first epoch
-        done = command_line(resnet50_fashion, *argv)
-    assert done.code == 1
-    assert done.err.splitlines()[-1].endswith(
-        "try a smaller --fine-tune-batch-size, then continue with --resume"
-    )
-    done = command_line(resnet50_fashion, *argv, "--resume", "--fine-tune-batch-size", 10)
-    assert done.code == 0, done.err
-    assert "Resuming after epoch 2." in done.out and "\n4/4 - " in done.out
-    assert "Epoch 1/" not in done.out  # the head is not trained again
 
 
 # ------------------------------------------------------------------------------------- options

@@ -45,6 +45,7 @@ def test_sweep_is_valid_and_its_parameters_are_options(name, sweeps):
     script, _ = SWEEPS[name]
     config = load_sweep(name)
     assert config["program"] == f"{script.__name__}.py"
+    assert config["metric"]["goal"] == "maximize"
     assert schema_violations_from_proposed_config(config) == []
     for entry in config["parameters"].values():
         if "min" in entry:
@@ -65,7 +66,7 @@ def test_sweep_is_valid_and_its_parameters_are_options(name, sweeps):
 def test_trial_logs_the_metric_of_the_sweep(name, sweeps, tmp_path):
     config = load_sweep(name)
     config["parameters"]["epochs"] = {"value": 4}
-    trial, argv = sample_trial(config, sweeps)
+    _, argv = sample_trial(config, sweeps)
     argv += ["--data-dir", SAMPLE, *SWEEPS[name][1]]
     variables = {"WANDB_SWEEP_ID": "abcd1234", "XDG_CACHE_HOME": str(tmp_path)}
     done = run_script(tmp_path, config["program"], *argv, **variables)
@@ -77,17 +78,3 @@ def test_trial_logs_the_metric_of_the_sweep(name, sweeps, tmp_path):
     by_epoch = [row["epoch/val_accuracy"] for row in run.rows if "epoch/val_accuracy" in row]
     assert logged == [max(by_epoch[: i + 1]) for i in range(len(by_epoch))]
     assert run.summary["summary"][metric] == max(by_epoch)
-
-    # W&B's search uses the metric, and its early termination stops a worse trial.
-    def as_run(name, state, values):
-        config = {k: {"value": v} for k, v in trial.items()}
-        history = [{metric: value} for value in values]
-        return sweeps.SweepRun(
-            name=name, state=state, config=config, summary_metrics=history[-1], history=history
-        )
-
-    epochs = 2 * config["early_terminate"]["min_iter"]
-    better = [as_run(f"{i}", sweeps.RunState.finished, [0.95 + i / 100] * epochs) for i in range(4)]
-    worse = as_run("worse", sweeps.RunState.running, (logged * epochs)[:epochs])
-    assert not sweeps.next_run(config, better).search_info["warnings"]
-    assert [run.name for run in sweeps.stop_runs(config, [*better, worse])] == ["worse"]
