@@ -8,20 +8,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from fashion.errors import UsageError
 
 EXPORT_FORMATS = ("onnx", "litert", "openvino", "savedmodel")
-
-
-class ArgType(NamedTuple):
-    """How the value of an option is read: arguments of `ArgumentParser.add_argument`."""
-
-    type: Callable[[str], object]  # raises an `ArgumentTypeError` with the expected values
-    metavar: str
-    action: str = "store"  # "extend" for several values
-    nargs: str | None = None
+# How the value of an option is read: arguments of `ArgumentParser.add_argument`.
+ArgType = dict[str, Any]
 
 
 def _number(
@@ -36,7 +29,7 @@ def _number(
             raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
         return value
 
-    return ArgType(parse, "N" if convert is _to_int else "X")
+    return {"type": parse, "metavar": "N" if convert is _to_int else "X"}
 
 
 def choice(names: Iterable[str]) -> ArgType:
@@ -48,7 +41,7 @@ def choice(names: Iterable[str]) -> ArgType:
             raise argparse.ArgumentTypeError(f"expected one of {', '.join(names)}, got {text!r}")
         return text
 
-    return ArgType(parse, "{" + ",".join(names) + "}")
+    return {"type": parse, "metavar": "{" + ",".join(names) + "}"}
 
 
 def _to_int(text: str) -> int:
@@ -80,10 +73,10 @@ seed_value = _number(_to_int, lambda value: 0 <= value < 2**32, "an integer from
 positive_float = _number(float, lambda value: 0 < value < math.inf, "a number > 0")
 rate = _number(float, lambda value: 0 <= value < 1, "a number >= 0 and < 1")
 fraction = _number(float, lambda value: 0 < value <= 1, "a number > 0 and <= 1")
-directory = ArgType(_path, "DIR")
-paths = ArgType(_path, "PATH", "extend", "+")
-project_name = ArgType(_project_name, "NAME")
-weights_source = ArgType(os.path.expanduser, "imagenet|random|PATH")
+directory = {"type": _path, "metavar": "DIR"}
+paths = {"type": _path, "metavar": "PATH", "action": "extend", "nargs": "+"}
+project_name = {"type": _project_name, "metavar": "NAME"}
+weights_source = {"type": os.path.expanduser, "metavar": "imagenet|random|PATH"}
 
 
 def option(
@@ -193,7 +186,7 @@ class SharedOptions:
     export: list[str] | None = option(
         None,
         "export the model for other runtimes, and check that the probabilities agree",
-        choice(EXPORT_FORMATS)._replace(action="extend", nargs="+"),
+        choice(EXPORT_FORMATS) | {"action": "extend", "nargs": "+"},
         affects_results=False,
     )
 
@@ -240,7 +233,7 @@ def parse(options_type: type[OptionsT], description: str | None, argv: Sequence[
         help, type = field.metadata["help"], field.metadata["type"]
         if default is not None and default is not False:
             help = f"{help.split(' (default:')[0]} (default: %(default)s)"
-        arguments = {"action": argparse.BooleanOptionalAction} if type is bool else type._asdict()
+        arguments = {"action": argparse.BooleanOptionalAction} if type is bool else type
         section.add_argument(flag(field.name), default=default, help=help, **arguments)
     return options_type(**vars(parser.parse_args(argv)))
 

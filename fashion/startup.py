@@ -1,12 +1,10 @@
 """Settings that must be made before Keras is imported."""
 
-import contextlib
 import os
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 
 START_TIME = time.perf_counter()  # before the slow imports, which the user waits for
 
@@ -31,41 +29,27 @@ for _name in [name for name in os.environ if name.startswith(("WANDB_", "KERAS_H
 if any(option.startswith("error") for option in sys.warnoptions):  # such as PYTHONWARNINGS=error
     warnings.simplefilter("default")  # Keras and TensorFlow cause warnings
 
-
-@contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Hide `HIDDEN_VARIABLES`, and suppress stderr unless the import fails.
-
-    TensorFlow 2.21 writes lines about logging, oneDNN and CUDA to the file descriptor, which no
-    setting silences.
-    """
-    hidden = {name: os.environ.pop(name) for name in HIDDEN_VARIABLES if name in os.environ}
-    sys.stderr.flush()
+# Hide `HIDDEN_VARIABLES`, and suppress stderr unless an import fails: TensorFlow 2.21 writes lines
+# about logging, oneDNN and CUDA to the file descriptor, which no setting silences.
+_hidden = {name: os.environ.pop(name) for name in HIDDEN_VARIABLES if name in os.environ}
+sys.stderr.flush()
+with tempfile.TemporaryFile() as _captured:
+    _stderr = os.dup(2)
+    os.dup2(_captured.fileno(), 2)
     try:
-        file = tempfile.TemporaryFile()  # noqa: SIM115
-    except OSError:  # the disk is full; what is written is lost
-        file = open(os.devnull, "w+b")  # noqa: SIM115
-    with file as captured:
-        stderr = os.dup(2)
-        os.dup2(captured.fileno(), 2)
-        try:
-            yield
-        except KeyboardInterrupt:
-            sys.exit(130)  # Ctrl-C, without a traceback through all the imports
-        except BaseException:
-            captured.seek(0)
-            os.write(stderr, captured.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            os.environ |= hidden
-
-
-with _quiet_import():
-    import keras
-    import tensorflow as tf
-    import wandb  # noqa: F401 (slow as well)
+        import keras
+        import tensorflow as tf
+        import wandb  # noqa: F401 (slow as well)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl-C, without a traceback through all the imports
+    except BaseException:
+        _captured.seek(0)
+        os.write(_stderr, _captured.read())
+        raise
+    finally:
+        os.dup2(_stderr, 2)
+        os.close(_stderr)
+        os.environ |= _hidden
 
 tf.get_logger().setLevel("ERROR")  # silence the retracing warning
 # Defaults that keras.json may have changed.

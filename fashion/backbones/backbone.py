@@ -30,19 +30,18 @@ class Architecture(NamedTuple):
 
     build: Callable[..., keras.Model]
     preprocess_input: Callable  # expects RGB in [0, 255]; identity if the network preprocesses
-    image_size: int  # default of keras.applications
     weights_url: str  # download URL, shown in the error message if the download fails
     block_start_pattern: str  # matches the name of a layer whose input is that of the block
     # {stage: layer whose output ends it}. Inverted residual blocks have narrow outputs, which the
     # next block first expands; there, the expansion ends the stage.
     stages: dict[str, str]
+    image_size: int = 224  # default of keras.applications
 
 
 ARCHITECTURES = {
     "resnet50": Architecture(
         build=keras.applications.ResNet50,
         preprocess_input=keras.applications.resnet50.preprocess_input,
-        image_size=224,
         weights_url=f"{KERAS_WEIGHTS_URL}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
         block_start_pattern=r"conv\d_block\d+_1_conv",
         stages={
@@ -54,7 +53,6 @@ ARCHITECTURES = {
     "efficientnetv2b0": Architecture(
         build=keras.applications.EfficientNetV2B0,
         preprocess_input=keras.applications.efficientnet_v2.preprocess_input,
-        image_size=224,
         weights_url=f"{KERAS_WEIGHTS_URL}/efficientnet_v2/efficientnetv2-b0_notop.h5",
         block_start_pattern=r"block1a_project_conv|block\w+_expand_conv",
         stages={
@@ -75,7 +73,6 @@ ARCHITECTURES = {
     "mobilenetv2": Architecture(
         build=keras.applications.MobileNetV2,
         preprocess_input=keras.applications.mobilenet_v2.preprocess_input,
-        image_size=224,
         weights_url=f"{KERAS_WEIGHTS_URL}/mobilenet_v2/"
         "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
         block_start_pattern=r"expanded_conv_depthwise|block_\d+_expand",
@@ -118,8 +115,18 @@ class Backbone:
         return {layer.name for layer in keras.Model(inputs[end - num_blocks], output).layers}
 
     def preprocess(self, images: keras.KerasTensor) -> keras.KerasTensor:
-        """Convert uint8 (N, 28, 28) images to inputs of the network."""
-        rgb = to_rgb(images, self.network.input.shape[1])
+        """Upscale and preprocess images: uint8 (N, 28, 28) → inputs of the network.
+
+        Interpolation is bilinear with half-pixel centers, as in Pillow and `tf.image`. Values
+        remain in [0, 255] and the gray channel is repeated, as `preprocess_input` expects.
+        """
+        size = self.network.input.shape[1]
+        gray = keras.layers.Rescaling(1.0, dtype="float32")(images)  # a cast
+        gray = keras.layers.Reshape((*images.shape[1:], 1), dtype="float32")(gray)
+        resize = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")
+        # Without training=False, Resizing would put all downstream layers (e.g. dropout) in
+        # training mode.
+        rgb = keras.ops.repeat(resize(gray, training=False), 3, axis=-1)
         return ARCHITECTURES[self.name].preprocess_input(rgb)
 
     @cached_property
@@ -142,29 +149,10 @@ class Backbone:
         return {"source": source, "sha256": sha256, "precision": precision}
 
 
-def to_rgb(images: keras.KerasTensor, size: int) -> keras.KerasTensor:
-    """Upscale gray images inside a model: uint8 (N, 28, 28) → float32 (N, size, size, 3).
-
-    Interpolation is bilinear with half-pixel centers, as in Pillow and `tf.image`. Values remain
-    in [0, 255] and the gray channel is repeated, as `preprocess_input` expects.
-    """
-    gray = keras.layers.Rescaling(1.0, dtype="float32")(images)  # a cast
-    gray = keras.layers.Reshape((*images.shape[1:], 1), dtype="float32")(gray)
-    resize = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")
-    # Without training=False, Resizing would put all downstream layers (e.g. dropout) in training
-    # mode.
-    gray = resize(gray, training=False)
-    return keras.ops.repeat(gray, 3, axis=-1)
-
-
 def load_backbone(name: str, image_size: int | None, weights: str, seed: int) -> Backbone:
-    """Build a network without its classification head, with weights.
+    """Build a network of `ARCHITECTURES` without its classification head, with weights.
 
-    Args:
-        name: Key of `ARCHITECTURES`.
-        image_size: Height and width of the inputs; None: the default of the network.
-        weights: "imagenet" (downloaded to the Keras cache), "random", or the path of a file.
-        seed: Seed of random weights.
+    `weights` is "imagenet" (downloaded to the Keras cache), "random", or the path of a file.
     """
     architecture = ARCHITECTURES[name]
     size = image_size or architecture.image_size

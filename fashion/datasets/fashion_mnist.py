@@ -60,10 +60,8 @@ def load_idx_dataset(data_dir: Path | None, download: bool = True) -> RawDataset
 def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
     """Load the IDX or CSV files in a directory or in one of its subdirectories.
 
-    Args:
-        root: Directory that names the data set and may contain `classes.txt`.
-        origin: Option or source of `root`, for the user.
-        verify: Whether the files must be those of Fashion-MNIST.
+    `root` names the data set and may contain `classes.txt`; `origin` is its option or source, for
+    the user. With `verify`, the files must be those of Fashion-MNIST.
     """
     directory = find_data_dir(root)
     files = [] if directory else list(walk(root))

@@ -1,8 +1,4 @@
-"""The train, validation and test splits of a data set.
-
-A twelfth of the training images of each class (5,000 of the 60,000 of Fashion-MNIST) is the
-validation split, the same in every run of both scripts.
-"""
+"""The train, validation and test splits of a data set."""
 
 import collections
 import hashlib
@@ -58,20 +54,13 @@ class Split:
 
     A subset is a prefix. Smaller subsets are therefore nested in larger ones, and cached features
     of one subset are useful for all others.
-
-    Attributes:
-        all_images: uint8 (M, 28, 28).
-        labels: Labels of the N <= M selected images, int32 (N,).
-        indices: Their indices in the data set's file, int64 (N,).
-        num_classes: Number of classes.
-        filenames: File names by index, if each image is a file.
     """
 
-    all_images: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
+    all_images: np.ndarray  # uint8 (M, 28, 28)
+    labels: np.ndarray  # int32 (N,), of the N <= M selected images
+    indices: np.ndarray  # int64 (N,), of the selected images in the data set's file
     num_classes: int
-    filenames: tuple[str, ...] = ()
+    filenames: tuple[str, ...] = ()  # by index, if each image is a file
 
     @property
     def size(self) -> int:

@@ -38,12 +38,8 @@ def train(
     """Train on augmented images; restore the best epoch, which may be one of head training.
 
     Args:
-        backbone: Backbone; it is not changed.
-        feature_names: Features that the head takes.
-        compute_features: Function that pools the features of a copy of the network.
         head: Head, (N, channels of all features) → (N, classes), trained further, in place. It is
             already trained, unless the checkpoint is started: then its weights are loaded.
-        run: Run with the epochs so far.
         checkpoint: Checkpoint to start from, if it is started; written after each epoch.
         learning_rate: Peak learning rate, after warm-up.
         patience: Epochs without improvement in validation accuracy after which training stops.

@@ -32,12 +32,8 @@ def compare(run: Run, directory: Path) -> Comparison:
 
     Runs are comparable if they have the same test images, and differ in an option that affects the
     result, other than the seed. Trials of a sweep are left out. Runs of another script or recipe
-    are preferred; among them, the latest one is taken.
-
-    Args:
-        run: Run with complete metadata.
-        directory: Directory with the run's predictions.csv, while `--output-dir` still contains the
-            files of its previous run.
+    are preferred; among them, the latest one is taken. `directory` contains the run's
+    predictions.csv, while `--output-dir` still contains the files of its previous run.
     """
     this = _table_row(run.metadata)
     fields = dataclasses.fields(run.options)
@@ -47,8 +43,12 @@ def compare(run: Run, directory: Path) -> Comparison:
     for path in run.options.output_dir.resolve().parent.glob("*/metrics.json"):
         with contextlib.suppress(Exception):  # ignore unreadable files
             metrics = json.loads(path.read_text())
-            row = _table_row(metrics)
-            if _is_comparable(run.metadata, metrics, ignored):
+            row, data = _table_row(metrics), metrics["data"]
+            old, new = metrics["config"], run.metadata["config"]
+            changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+            # With the same data, equally many test images are the same images.
+            has_same_images = all(run.metadata["data"][x] == data[x] for x in ("sha256", "test"))
+            if has_same_images and changed - ignored and not metrics.get("sweep"):
                 candidates.append((row[0] != this[0], path.stat().st_mtime, path.parent, row))
     if not candidates:
         return Comparison([list(HEADER), this], "")
@@ -57,16 +57,6 @@ def compare(run: Run, directory: Path) -> Comparison:
         other[0] += ", other options"
     difference = _format_difference(directory, other_dir, this[0], other[0])
     return Comparison([list(HEADER), other, this], difference)
-
-
-def _is_comparable(this: Metrics, other: Metrics, ignored: set[str]) -> bool:
-    this_options, other_options = (
-        {name: value for name, value in metrics["config"].items() if name not in ignored}
-        for metrics in (this, other)
-    )
-    # With the same data, equally many test images are the same images.
-    has_same_images = all(this["data"][key] == other["data"][key] for key in ("sha256", "test"))
-    return has_same_images and this_options != other_options and not other.get("sweep")
 
 
 def _table_row(metrics: Metrics) -> list[str]:

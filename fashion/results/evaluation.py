@@ -226,12 +226,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, object]:
         """Return the scalar metrics by their keys in metrics.json."""
-        return {
-            "accuracy": self.accuracy,
-            "loss": self.loss,
-            "accuracy_ci95": self.accuracy_ci95,
-            "expected_calibration_error": self.expected_calibration_error,
-        }
+        names = ("accuracy", "loss", "accuracy_ci95", "expected_calibration_error")
+        return {name: getattr(self, name) for name in names}
 
 
 def evaluate(

@@ -35,7 +35,9 @@ def render_report(
         "Memory": metadata["memory"],
         "Versions and hardware": metadata["versions"],
     }
-    commands = training_command(options), prediction_command(options)
+    commands = [training_command(options), f"python {options.script_name}.py --predict photo.jpg"]
+    if options.output_dir != type(options)().output_dir:
+        commands[1] += " --output-dir OUTPUT_DIR"
     paths = [path for path in map(figures_dir.joinpath, FIGURES) if path.exists()]
     return template.render(
         title=f"{options.script_name} on {run.data.name}",
@@ -100,13 +102,6 @@ def training_command(options: SharedOptions) -> str:
         else:
             argv += [flag(name), str(value)]
     return shlex.join(["python", f"{options.script_name}.py", *argv])
-
-
-def prediction_command(options: SharedOptions) -> str:
-    """Return the command that classifies an image with the run's model."""
-    command = f"python {options.script_name}.py --predict photo.jpg"
-    is_default = options.output_dir == type(options)().output_dir
-    return command if is_default else f"{command} --output-dir OUTPUT_DIR"
 
 
 def public_config(options: SharedOptions) -> dict[str, object]:

@@ -126,6 +126,7 @@ def test_transparent_pixels_of_a_white_garment_become_black(tmp_path):
         ("uint16", [0, 2**15 - 1], [0, 255]),  # signed 16 bits
         ("uint32", [0, 2**32 - 1], [0, 255]),
         ("float32", [0, 0.5, 1.2], [0, 127, 255]),  # resampling overshoots
+        ("int32", [-1000, 0, 1023], [0, 126, 255]),
         ("float32", [0, np.nan, 1], [0, 0, 255]),
     ],
 )

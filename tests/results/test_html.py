@@ -125,7 +125,7 @@ class ParsedPage:
         self.texts = [text for text in texts if text.strip()]
         self.text = " ".join("".join(texts).split())
         commands = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
-        self.commands = [html.unescape(re.sub(r"<[^>]*>", "", command)) for command in commands]
+        self.commands = [html.unescape(command) for command in commands]
         self.images = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
         self.num_sources = len(re.findall(r"\b(?:src|href)=|url\(|@import", page))
 

@@ -238,7 +238,7 @@ def test_ctrl_c_during_the_upload_keeps_the_results(save, sample, output_dir):
 
 
 class Killed(BaseException):
-    """Stands for the end of the process, which a fork of a process with threads may not reach."""
+    """Simulate SIGKILL; a forked child of a process with threads may deadlock."""
 
 
 def kill_at(step, patch):

@@ -138,6 +138,8 @@ def test_kill_while_writing_results_keeps_the_files_of_one_run(kills, reference_
         return written or (output / "model.keras").stat().st_mtime_ns != time_before
 
     for _ in range(kills):
+        for path in output.glob(".incomplete-*"):  # of the process before
+            shutil.rmtree(path)
         shutil.copytree(reference_run, tmp_path, dirs_exist_ok=True)
         script = start_resnet50(tmp_path, "--dropout", 0.1, patches=SMALL)
         script.wait_until(is_writing)
@@ -161,7 +163,8 @@ EXITS = {signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted"
 def check_closed(directory, exit_code):
     """Check for no partial files, and a readable W&B run with the exit code."""
     # Unlike Path.rglob, glob.glob tolerates that W&B removes a directory meanwhile.
-    assert not glob.glob(f"{directory}/**/.incomplete-*", recursive=True)
+    pattern = "**/.incomplete-*"
+    assert not glob.glob(pattern, root_dir=directory, recursive=True, include_hidden=True)
     run = read_wandb_run(directory)
     assert run.records[-1]["type"] == "exit"
     assert run.records[-1]["exit"]["exit_code"] == exit_code

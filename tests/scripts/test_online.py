@@ -166,7 +166,8 @@ def test_faults_delay_a_run_by_at_most_40_s(since, tmp_path):
     for script in faulty:
         assert script.wait() == 0, script.err
         assert script.server.failing.is_set()
-        assert script.seconds < 40 + 2 * healthy.seconds  # they run at the same time
+        # At most 40 s, and a margin for processes that compete for the CPU.
+        assert script.seconds - healthy.seconds < 40 + 15
         assert "Traceback" not in script.out + script.err
         message = SAVES_COPY if since else IS_OFFLINE
         assert len(re.findall(message, script.out, re.MULTILINE)) == 1
