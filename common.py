@@ -38,7 +38,7 @@ def make_dataset(
 ) -> tf.data.Dataset:
     """Return a batched dataset, reshuffled each epoch if `seed` is given.
 
-    `fit` does nearly the same with arrays, but copies them, converts float16 to float32, and waits
+    `fit` also batches and shuffles arrays, but copies them, converts float16 to float32, and waits
     for tf.data's autotuning thread at the end of each epoch.
     """
 

@@ -2,11 +2,11 @@
 
 The benchmark writes to --output: accuracy.md, a table; frontier.png, a figure of accuracy against
 minutes; and runs/, one file per run with its results, processor and versions. The table contains
-every row with stored runs, the figure those of ResNet50 and of scripts without a backbone that were
-timed. A run that has a file is skipped, so an interrupted benchmark resumes where it stopped; a run
-that was interrupted while fine-tuning is resumed, and its time is not recorded. Each row has its
-own feature cache in --work-dir: its first run starts with an empty cache. To repeat a row, delete
-its files. For rows with different weights, run the benchmark once for each weights file.
+every row with stored runs, the figure only timed rows without --backbone. A run that has a file is
+skipped, so an interrupted benchmark resumes where it stopped; a run that was interrupted while
+fine-tuning is resumed, and its time is not recorded. Each row has its own feature cache in
+--work-dir: its first run starts with an empty cache. To repeat a row, delete its files. For rows
+with different weights, run the benchmark once for each weights file.
 
 The naive Keras script would take hours for ten epochs. Its time is extrapolated from a few images,
 and its accuracy is that of its head on the cached features of the row `plain`, which must run
@@ -39,16 +39,16 @@ ROWS = {
     "small": "benchmarks/small_cnn.py",
     "naive": "benchmarks/naive_keras.py resnet50",
 }
-MAX_SEEDS = {"naive": 1, "tuned": 3}  # an extrapolation; an hour per run
-MAX_SEEDS |= {row: 3 for row, command in ROWS.items() if "--backbone" in command}
+NUM_SEEDS = {"naive": 1, "tuned": 3}  # an extrapolation; an hour per run
+NUM_SEEDS |= {row: 3 for row, command in ROWS.items() if "--backbone" in command}
 SPLITS = ("train", "validation", "test")
 HEADER = ["command", "seeds", *SPLITS, "calibration error", "first run", "later runs", "memory"]
 HEADER += ["precision, weights"]
 CAPTION = (
     "Mean ± standard deviation over the seeds, from 0 on (one seed: with the 95% CI over the test "
     "images); expected calibration error on the test images before and after calibration, mean; "
-    "median times of complete commands without W&B (first run: with an empty cache, one per row, "
-    "or all runs of a script without a cache); largest peak memory"
+    "median times of complete commands without W&B (first run: the one with an empty cache; of "
+    "scripts without a cache, all runs); largest peak memory"
 )
 Result = dict[str, Any]  # contents of a file in runs/
 
@@ -60,8 +60,8 @@ def parse_options() -> argparse.Namespace:
     text = f"rows to run, of one backbone if --weights is a file: {', '.join(ROWS)} (default: all; "
     text += "without a name: none, only write table and figure)"
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, metavar="ROW", help=text)
-    text = "seeds of each row (default: 0 to 4; at most three of tuned and other backbones)"
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(5), metavar="N", help=text)
+    text = "seeds of each row (default: 0 to 4; of tuned and other backbones 0 to 2, of naive 0)"
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help=text)
     text = "directory of the table, the figure and the runs' results (default: %(default)s)"
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy"), help=text)
     text = "directory of features and interrupted runs (default: %(default)s)"
@@ -193,11 +193,11 @@ def caption(table: dict[str, list[Result]]) -> str:
     machines = sorted({runner.describe(run["versions"]) for run in runs if run["versions"]})
     dates = [run["date"] for run in runs]
     parts = [CAPTION, *machines, " to ".join(dict.fromkeys([min(dates), max(dates)]))]
-    return f"*{'; '.join(parts)}; `python benchmarks/accuracy.py --rows …`*"
+    return f"*{'; '.join(parts)}; `python benchmarks/accuracy.py`, once per weights file*"
 
 
 def plot_frontier(table: dict[str, list[Result]], path: Path) -> None:
-    """Plot accuracy against minutes, in a color per script; hollow: later runs."""
+    """Plot accuracy against minutes, in a color per script; hollow: later or extrapolated."""
     import matplotlib.pyplot as plt  # slow to import
 
     figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
@@ -231,7 +231,7 @@ def main() -> None:
     """Run each row, and write the table and the figure of all stored runs."""
     options = parse_options()
     for row in options.rows:
-        for seed in options.seeds[: MAX_SEEDS.get(row)]:
+        for seed in options.seeds or range(NUM_SEEDS.get(row, 5)):
             ensure_run(row, seed, options)
     table = read_runs(options.output)
     if not table:

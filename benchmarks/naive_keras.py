@@ -2,8 +2,8 @@
 
 `basic` is a plain `fit` at batch size 32. `resnet50` is the usual transfer-learning script: a
 frozen ResNet50 inside the model, through which every upscaled image goes in every epoch.
-`head` trains only the head on the features in resnet50_fashion.py's --cache-dir: the frozen
-backbone's output never changes, so its accuracy stands for that of `resnet50`, without the hours.
+`head` trains only the head, on the features in resnet50_fashion.py's --cache-dir: the output of the
+frozen backbone never changes, so this measures the accuracy of `resnet50` without the hours.
 
 metrics.json in --output-dir contains the seconds of each epoch and of its validation, and for
 `head` the accuracies after the last epoch.
@@ -47,12 +47,9 @@ def build_classifier(input_shape: tuple[int, ...], units: int, dropout: float) -
 
 def build_pooled_resnet50(weights: str) -> keras.Model:
     """Build ResNet50 with average pooling, frozen: images (N, 224, 224, 3) → (N, channels)."""
-    # Keras' function, which loads weights from a file as well.
     network = load_backbone("resnet50", 224, weights, seed=0).network
     pooled = keras.layers.GlobalAveragePooling2D()(network.output)
-    model = keras.Model(network.input, pooled)
-    model.trainable = False
-    return model
+    return keras.Model(network.input, pooled)
 
 
 def upscaled_batches(split: Split, shuffle: bool) -> tf.data.Dataset:
@@ -90,7 +87,7 @@ def main() -> None:
     """Load the data, build the model, train it, and write metrics.json."""
     parser = runner.argument_parser(__doc__)
     parser.add_argument("model", choices=("basic", "resnet50", "head"))
-    text = "precision (default: float32; that of head's features as for resnet50_fashion.py)"
+    text = "precision; of head, that of its features (default: float32; head: as for the scripts)"
     parser.add_argument("--precision", choices=machine.PRECISIONS, help=text)
     parser.add_argument("--train-size", type=int, help="as for the scripts")
     parser.add_argument("--validation-size", type=int, help="as for the scripts")
@@ -140,10 +137,11 @@ def main() -> None:
     metrics |= {"weights": {"precision": precision}}
     metrics |= {"versions": machine.environment_info(), "epoch_seconds": (end - start).tolist()}
     metrics |= {"validation_seconds": (end - middle).tolist()}
-    for name, split in data.splits.items() if options.model == "head" else ():
-        accuracy = model.evaluate(inputs[name], split.labels, verbose=0)[1]
-        interval = wilson_interval(accuracy, split.size)
-        metrics[name] = {"accuracy": accuracy, "accuracy_ci95": interval}
+    if options.model == "head":
+        for name, split in data.splits.items():
+            accuracy = model.evaluate(inputs[name], split.labels, verbose=0)[1]
+            interval = wilson_interval(accuracy, split.size)
+            metrics[name] = {"accuracy": accuracy, "accuracy_ci95": interval}
     runner.write_json(options.output_dir / "metrics.json", metrics)
 
 

@@ -55,7 +55,8 @@ def naive_rates(
 ) -> list[float]:
     """Return the images/s of ResNet50 in the validation inside `fit`, by epoch.
 
-    The training of the head would take longer. The first epoch, which compiles, is left out.
+    Validation trains no head, so plain Keras is not made to look slow. The first epoch, which
+    compiles, is left out.
     """
     argv = ["benchmarks/naive_keras.py", "resnet50", "--precision", precision, "--epochs", 4]
     argv += ["--train-size", 32, "--validation-size", NUM_NAIVE_IMAGES, *path_args(options)]

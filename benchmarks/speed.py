@@ -10,8 +10,8 @@ Each section writes a table (a Markdown file in --output; docs/results.md contai
   time_to_90  README's quick run, whose 95% CI of the validation accuracy should lie above 90%
 
 In each round, the compared commands take turns; a table shows medians over the rounds. Plain Keras
-is timed in the validation inside `fit`, since the training of its head would take longer. The
-machine must be idle.
+is timed in the validation inside `fit`, which trains no head, so that it is not made to look slow.
+bfloat16 is slow on a CPU that does not support it. The machine must be idle.
 """
 
 import argparse
@@ -145,8 +145,8 @@ def end_to_end(options: argparse.Namespace, directory: Path) -> Section:
         f"{options.rounds}). The naive Keras script (frozen backbone inside `fit`, upscaling by "
         "tf.data) is extrapolated from its median rate in the validation of "
         f"{runner.NUM_NAIVE_IMAGES} images, {format_range(rates['float32'])} and "
-        f"{format_range(rates['bfloat16'])} images/s. It computes the features of `plain`; `fast` "
-        "and `best` take a quarter of the pixels."
+        f"{format_range(rates['bfloat16'])} images/s. This script computes the features of "
+        "`plain`; `fast` and `best` take a quarter of the pixels."
     )
     header = ["", "time", "speedup", "memory"]
     return runner.markdown_table(header, rows, notes), metrics["versions"]

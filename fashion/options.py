@@ -93,7 +93,7 @@ def option(
     Args:
         default: Default; if it is None, `help` describes the default behavior.
         help: Text of `--help`.
-        type: Type of its value; `bool` adds a `--no-…` counterpart.
+        type: How its value is read, such as `positive_int`; `bool` adds a `--no-…` counterpart.
         section: Title of the section of `--help` that begins with this option, if any.
         affects_results: False for output and cache directory, W&B, checks and actions.
         may_change: Whether it may change on `--resume`; what does not affect the results may.

@@ -150,9 +150,10 @@ class Backbone:
 
 
 def load_backbone(name: str, image_size: int | None, weights: str, seed: int) -> Backbone:
-    """Build a network of `ARCHITECTURES` without its classification head, with weights.
+    """Build a network of `ARCHITECTURES` without its classification head, and load its weights.
 
-    `weights` is "imagenet" (downloaded to the Keras cache), "random", or the path of a file.
+    `weights` is "imagenet" (downloaded to the Keras cache), "random" (initialized with `seed`), or
+    the path of a file. The default of `image_size` is that of the architecture.
     """
     architecture = ARCHITECTURES[name]
     size = image_size or architecture.image_size

@@ -25,7 +25,7 @@ import numpy as np
 
 # Images per extraction step and per cache file; an interrupted run loses at most these. Fixed,
 # because the last bits of the features depend on the batch size. 125 divides 55,000, 5,000 and
-# 10,000.
+# 10,000, so that no chunk is smaller.
 CHUNK_SIZE = 125
 
 LogMetrics = Callable[[dict[str, float]], None]

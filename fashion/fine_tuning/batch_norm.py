@@ -14,7 +14,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """The Keras layer, with the fused operation of TensorFlow in training mode.
 
     Outputs, gradients and, with `MOMENTUM`, moving statistics equal those of the Keras layer, which
-    computes mean, variance and outputs separately. Inference is not overridden.
+    uses several operations instead of one. Inference is not overridden.
     """
 
     def call(

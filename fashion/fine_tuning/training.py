@@ -38,9 +38,8 @@ def train(
     """Train on augmented images; restore the best epoch, which may be one of head training.
 
     Args:
-        head: Head, (N, channels of all features) → (N, classes), trained further, in place. It is
-            already trained, unless the checkpoint is started: then its weights are loaded.
-        checkpoint: Checkpoint to start from, if it is started; written after each epoch.
+        head: Trained head, (N, channels of all features) → (N, classes), trained further, in place.
+        checkpoint: If it is started, the training continues there; written after each epoch.
         learning_rate: Peak learning rate, after warm-up.
         patience: Epochs without improvement in validation accuracy after which training stops.
 

@@ -226,8 +226,12 @@ class Evaluation:
 
     def summary(self) -> dict[str, object]:
         """Return the scalar metrics by their keys in metrics.json."""
-        names = ("accuracy", "loss", "accuracy_ci95", "expected_calibration_error")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "accuracy_ci95": self.accuracy_ci95,
+            "expected_calibration_error": self.expected_calibration_error,
+        }
 
 
 def evaluate(

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-# Quick tests use the smallest one.
+# All backbones; quick tests use only the smallest one.
 SLOW = (pytest.mark.slow, pytest.mark.versions)
 BACKBONES = [pytest.param(x, marks=() if x == "mobilenetv2" else SLOW) for x in ARCHITECTURES]
 

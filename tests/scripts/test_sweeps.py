@@ -30,10 +30,7 @@ def load_sweep(name):
 
 
 def sample_trial(config, sweeps):
-    """Sample parameters as W&B's server does; return them, and the arguments that an agent passes.
-
-    The arguments have the spelling of the YAML file.
-    """
+    """Sample parameters as W&B's server does; return them, and the arguments of an agent."""
     trial = {name: entry["value"] for name, entry in sweeps.next_run(config, []).config.items()}
     return trial, [f"--{parameter}={value}" for parameter, value in trial.items()]
 
