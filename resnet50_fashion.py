@@ -293,8 +293,9 @@ def main(options: Options) -> None:
         # read from disk afterwards: float16 (N, views, channels). The second view is the flip.
         # The key contains name, image size, precision and a checksum of the weights.
         run.lap("extraction")
-        cache = FeatureCache(options.cache_dir / backbone.key, extractor, feature_names)
-        features = cache.load_splits(data.splits, options.flip, log=run.log_metrics)
+        directory = options.cache_dir / backbone.key
+        cache = FeatureCache(directory, extractor, feature_names, log=run.log_metrics)
+        features = cache.load_splits(data.splits, options.flip)
         run.metadata["extraction"] = {"images_per_second": cache.images_per_second}
 
         run.lap("training")
@@ -333,9 +334,8 @@ def main(options: Options) -> None:
         evaluations = evaluation.evaluate(predictions, data, temperature)  # accuracy, per class, …
         model = build_full_model(extractor, feature_names, head, options.flip)
         model = evaluation.calibrate(model, temperature)
-        comparison = output.save_results(
-            run, model, predictions, evaluations, temperature, on_saved=checkpoint.mark_finished
-        )
+        comparison = output.save_results(run, model, predictions, evaluations, temperature)
+        checkpoint.mark_finished()
     output.print_summary(run, comparison)
     common.require_accuracy(evaluations["validation"].accuracy, options.require_accuracy)
 

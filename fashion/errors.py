@@ -58,6 +58,11 @@ def describe(error: OSError) -> str:
     return f"{reason}; {advice}" if advice else reason
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def print_warning(message: str) -> None:
     """Print a warning on stderr."""
     print(f"WARNING: {message}", file=sys.stderr)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from fashion import datasets
 from fashion.datasets.photos import IMAGE_SIZE
 from fashion.datasets.splits import write_class_names
-from fashion.errors import UsageError, UserError
+from fashion.errors import UsageError, UserError, first_line
 from fashion.files import check_disk_space, staging_dir
 from fashion.options import SharedOptions
 from fashion.results.evaluation import sample_rows
@@ -188,8 +188,7 @@ def export_and_compare(
     except OSError:
         raise
     except Exception as error:  # each converter and runtime raises its own
-        reason = str(error).strip() or type(error).__name__
-        raise UserError(f"--export {name}: {reason.splitlines()[0]}") from None
+        raise UserError(f"--export {name}: {first_line(error)}") from None
     difference = float(np.max([np.abs(part - expected[: len(part)]).max() for part in batches]))
     if not difference <= MAX_DIFFERENCE:  # also if it is NaN
         raise UserError(

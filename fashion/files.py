@@ -62,6 +62,14 @@ def staging_dir(directory: Path, option: str = "--output-dir", kind: str = "run"
         shutil.rmtree(path, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacing(path: Path, option: str = "--output-dir") -> Iterator[Path]:
+    """Yield a temporary path; what is written there replaces the file at `path`, atomically."""
+    with staging_dir(path.parent, option) as directory:
+        yield directory / path.name
+        (directory / path.name).replace(path)
+
+
 def check_disk_space(directory: Path, size: int, option: str = "--output-dir") -> None:
     """Raise a `UserError` that names `option` if a file of `size` bytes does not fit on the disk.
 

@@ -1,6 +1,7 @@
 """Options as fields of a frozen dataclass, read from the command line by argparse."""
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -17,31 +18,24 @@ EXPORT_FORMATS = ("onnx", "litert", "openvino", "savedmodel")
 ArgType = dict[str, Any]
 
 
-def _number(
-    convert: Callable[[str], float], is_valid: Callable[[float], bool], expected: str
+def _value(
+    metavar: str, convert: Callable[[str], Any], is_valid: Callable[[Any], object], expected: str
 ) -> ArgType:
-    def parse(text: str) -> float:
-        try:
+    def parse(text: str) -> Any:
+        with contextlib.suppress(ValueError):
             value = convert(text)
-        except ValueError:
-            value = math.nan  # fails every comparison
-        if not is_valid(value):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return value
+            if is_valid(value):
+                return value
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
 
-    return {"type": parse, "metavar": "N" if convert is _to_int else "X"}
+    return {"type": parse, "metavar": metavar}
 
 
 def choice(names: Iterable[str]) -> ArgType:
     """Return the type of an option that takes one of `names`."""
     names = tuple(names)
-
-    def parse(text: str) -> str:
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"expected one of {', '.join(names)}, got {text!r}")
-        return text
-
-    return {"type": parse, "metavar": "{" + ",".join(names) + "}"}
+    metavar = "{" + ",".join(names) + "}"
+    return _value(metavar, str, names.__contains__, f"one of {', '.join(names)}")
 
 
 def _to_int(text: str) -> int:
@@ -61,21 +55,16 @@ def _path(text: str) -> Path:
     return Path(path)
 
 
-def _project_name(text: str) -> str:
-    if not re.fullmatch(r"[^/\\#?%:]+", text):
-        raise argparse.ArgumentTypeError(rf"expected a name without / \ # ? % :, got {text!r}")
-    return text
-
-
-positive_int = _number(_to_int, lambda value: 1 <= value < 2**31, "an integer >= 1")
-non_negative_int = _number(_to_int, lambda value: 0 <= value < 2**31, "an integer >= 0")
-seed_value = _number(_to_int, lambda value: 0 <= value < 2**32, "an integer from 0 to 4294967295")
-positive_float = _number(float, lambda value: 0 < value < math.inf, "a number > 0")
-rate = _number(float, lambda value: 0 <= value < 1, "a number >= 0 and < 1")
-fraction = _number(float, lambda value: 0 < value <= 1, "a number > 0 and <= 1")
+positive_int = _value("N", _to_int, lambda n: 1 <= n < 2**31, "an integer >= 1")
+non_negative_int = _value("N", _to_int, lambda n: 0 <= n < 2**31, "an integer >= 0")
+seed_value = _value("N", _to_int, lambda n: 0 <= n < 2**32, "an integer from 0 to 4294967295")
+positive_float = _value("X", float, lambda x: 0 < x < math.inf, "a number > 0")
+rate = _value("X", float, lambda x: 0 <= x < 1, "a number >= 0 and < 1")
+fraction = _value("X", float, lambda x: 0 < x <= 1, "a number > 0 and <= 1")
+is_project_name = re.compile(r"[^/\\#?%:]+").fullmatch
+project_name = _value("NAME", str, is_project_name, r"a name without / \ # ? % :")
 directory = {"type": _path, "metavar": "DIR"}
 paths = {"type": _path, "metavar": "PATH", "action": "extend", "nargs": "+"}
-project_name = {"type": _project_name, "metavar": "NAME"}
 weights_source = {"type": os.path.expanduser, "metavar": "imagenet|random|PATH"}
 
 
@@ -198,14 +187,6 @@ def config(options: SharedOptions) -> dict[str, object]:
     """Return all options by name, as recorded in metrics.json; paths as strings."""
     values = {"model": options.script_name} | dataclasses.asdict(options)
     return {k: str(value) if isinstance(value, Path) else value for k, value in values.items()}
-
-
-def recipe_defaults(options: SharedOptions) -> dict[str, object]:
-    """Return the `config` that no option but `--recipe` would give."""
-    defaults = config(type(options)())
-    if recipe := getattr(options, "recipe", None):
-        defaults |= {"recipe": recipe} | options.recipes[recipe]
-    return defaults
 
 
 class _Parser(argparse.ArgumentParser):

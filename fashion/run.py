@@ -196,7 +196,7 @@ class Run:
             return
         error = wandb_session.call(lambda wandb_run: wandb_run.finish(exit_code), self.wandb_run)
         if error := self._wandb_error or error:
-            reason = f"W&B failed ({wandb_session.first_line(error)})"
+            reason = f"W&B failed ({errors.first_line(error)})"
             if self.wandb_run.sweep_id:  # W&B allows one run for each trial
                 print(f"{reason}; the results in the output directory are complete.")
                 return
@@ -212,7 +212,7 @@ class Run:
                 ):
                     function(self.wandb_run)
             except Exception as copy_error:  # the results are complete
-                print(f"W&B: could not save the copy ({wandb_session.first_line(copy_error)}).")
+                print(f"W&B: could not save the copy ({errors.first_line(copy_error)}).")
 
     def __enter__(self) -> Self:
         """Return the run."""

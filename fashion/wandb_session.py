@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fashion.datasets.splits import ImageDataset
-from fashion.errors import UsageError, UserError, describe
+from fashion.errors import UsageError, UserError, describe, first_line
 from fashion.machine import ROOT
 
 import wandb
@@ -173,11 +173,6 @@ def call(function: LogFunction, run: wandb.Run, upload_seconds: int = 0) -> Exce
             raise
         return error
     return None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def hints(run: wandb.Run | None) -> list[str]:

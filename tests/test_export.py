@@ -5,7 +5,6 @@ The exported models are run by the snippets of docs/use-the-model.md.
 
 import importlib.util
 import re
-import resource
 import subprocess
 import sys
 import zipfile
@@ -21,7 +20,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.networks import use_small_resnet
-from helpers.scripts import ROOT, SAMPLE, directory_contents, process_environment, train_in_process
+from helpers.scripts import (
+    ROOT,
+    SAMPLE,
+    directory_contents,
+    file_size_limit,
+    process_environment,
+    train_in_process,
+)
 
 import cnn_basic
 import resnet50_fashion
@@ -222,12 +228,8 @@ def test_export_replaces_earlier_files_and_keeps_them_on_failure(
 
 
 def test_missing_space_is_an_error(untrained, command_line):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
+    with file_size_limit(10_000):
         done = command_line(cnn_basic, "--output-dir", untrained, "--export", "savedmodel")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     reason = "[Errno 27] File too large; raise the limit of the file size (`ulimit -f`)"
     message = f"cnn_basic.py: error: --output-dir: cannot write to {untrained}: {reason}\n"
     assert (done.code, done.err) == (1, message)

@@ -51,7 +51,6 @@ def usage_error(script, *argv):
 def test_defaults(script):
     config = config_of(script)
     assert config == options.config(script.Options())
-    assert config == options.recipe_defaults(parse_options(script, "--seed", 4))
     assert config == config_of(script, *DEFAULTS[script].split())
     unset = {options.flag(name) for name, value in config.items() if value is None}
     others = {"--model", "--cache-dir", "--flip", "--resume"}
@@ -173,8 +172,6 @@ def test_recipe_sets_its_options(name):
     config = config_of(resnet50_fashion, "--recipe", name)
     assert config == config_of(resnet50_fashion, *RECIPES[name].split()) | {"recipe": name}
     assert config == config_of(resnet50_fashion, "--recipe=best", f"--recipe={name}")
-    parsed = parse_options(resnet50_fashion, "--recipe", name, "--seed", 4, "--flip")
-    assert options.recipe_defaults(parsed) == config
     assert RECIPES.keys() == resnet50_fashion.RECIPES.keys()
 
 

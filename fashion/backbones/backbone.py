@@ -202,8 +202,6 @@ def _download(architecture: Architecture, size: int) -> keras.Model:
 def _load_weights(network: keras.Model, path: Path) -> None:
     """Load a weights file of this network, in the Keras 3 or the legacy HDF5 layout."""
     needed = f"the weights of {network.name} with include_top=False are needed"
-    if not path.exists():
-        raise UserError(f"--weights {path}: no such file")
     try:
         if not h5py.is_hdf5(path):
             with path.open("rb") as other_file:

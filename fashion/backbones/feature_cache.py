@@ -28,8 +28,6 @@ import numpy as np
 # 10,000, so that no chunk is smaller.
 CHUNK_SIZE = 125
 
-LogMetrics = Callable[[dict[str, float]], None]
-
 
 class Chunk(NamedTuple):
     """Consecutive images of a split, or their horizontal flips, with their files."""
@@ -47,17 +45,19 @@ class FeatureCache:
     directory: Path | None  # created if there is something to store; None: nothing is stored
     extractor: keras.Model  # uint8 (N, 28, 28) → {name: float16 (N, channels)}
     names: tuple[str, ...]  # features that are read; all features of the extractor are stored
+    # Gets the progress after each computed chunk.
+    log: Callable[[dict[str, float]], None] = lambda metrics: None
     # Rate of the computed images, without the first chunk, which includes tracing.
     images_per_second: float | None = field(default=None, init=False)
     # Images and seconds of each computed chunk.
     _steps: list[tuple[int, float]] = field(default_factory=list, init=False)
 
-    def load(self, split: Split, flip: bool, log: LogMetrics | None = None) -> np.ndarray:
+    def load(self, split: Split, flip: bool) -> np.ndarray:
         """Return features of the N selected images of a split: float16 (N, views, channels).
 
         The views are the image and, with `flip`, its horizontal flip. The channels are those of
         `names`, concatenated. Features that are missing on disk are computed and stored; damaged
-        files are replaced, with a warning. `log` gets the progress after each computed chunk.
+        files are replaced, with a warning.
         """
         missing: list[Chunk] = []
         cached: list[Chunk] = []
@@ -76,16 +76,14 @@ class FeatureCache:
         features = np.empty((split.size, 1 + flip, num_channels), "float16")
         for chunk in itertools.chain(with_progress(shuffled, "Features", CHUNK_SIZE), cached):
             target = features[chunk.rows, chunk.view]
-            values = self._read_or_compute(chunk, log)
+            values = self._read_or_compute(chunk)
             arrays = [values[name][: len(target)] for name in self.names]
             np.concatenate(arrays, axis=1, out=target)
         return features
 
-    def load_splits(
-        self, splits: dict[str, Split], flip: bool, log: LogMetrics | None = None
-    ) -> dict[str, np.ndarray]:
+    def load_splits(self, splits: dict[str, Split], flip: bool) -> dict[str, np.ndarray]:
         """Return the features of the selected images of each split, by its name, as `load` does."""
-        return {name: self.load(split, flip, log) for name, split in splits.items()}
+        return {name: self.load(split, flip) for name, split in splits.items()}
 
     def _chunk(self, split: Split, start: int, view: int) -> Chunk:
         """Return a chunk, which is complete even at the end of the selected images."""
@@ -114,7 +112,7 @@ class FeatureCache:
         )
         files.check_disk_space(directory, size, "--cache-dir")
 
-    def _read_or_compute(self, chunk: Chunk, log: LogMetrics | None) -> dict[str, np.ndarray]:
+    def _read_or_compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """Return the features of a chunk, float16 (N, channels) each, at least those of `names`."""
         stored = {}
         for name in self.names if chunk.paths else ():
@@ -135,18 +133,17 @@ class FeatureCache:
             if name not in stored and (name in self.names or not chunk.paths[name].exists()):
                 _write(chunk.paths[name], features[name])
         self._steps.append((len(chunk.images), time.perf_counter() - start_time))
-        self._update_rate(log)
+        self._update_rate()
         return features
 
-    def _update_rate(self, log: LogMetrics | None) -> None:
+    def _update_rate(self) -> None:
         images, seconds = (sum(values) for values in zip(*self._steps, strict=True))
         metrics = {"features/images": images, "features/seconds": seconds}
         if len(self._steps) > 1:
             first_images, first_seconds = self._steps[0]
             self.images_per_second = (images - first_images) / (seconds - first_seconds)
             metrics["features/images_per_second"] = self.images_per_second
-        if log:
-            log(metrics)
+        self.log(metrics)
 
 
 def _checksum(values: np.ndarray) -> bytes:
@@ -172,8 +169,6 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 def _write(path: Path, values: np.ndarray) -> None:
     """Write an array in the format of NumPy, followed by a checksum of the values."""
-    with files.staging_dir(path.parent, "--cache-dir") as temporary_dir:
-        with (temporary_dir / path.name).open("wb") as file:
-            np.save(file, values)
-            file.write(_checksum(values))
-        (temporary_dir / path.name).replace(path)
+    with files.replacing(path, "--cache-dir") as temporary_path, temporary_path.open("wb") as file:
+        np.save(file, values)
+        file.write(_checksum(values))

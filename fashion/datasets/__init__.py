@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fashion.datasets import fashion_mnist, image_folder
 from fashion.datasets.splits import RawDataset
+from fashion.errors import UserError
 
 
 def load_raw_dataset(data_dir: Path | None, cache_dir: Path, download: bool = True) -> RawDataset:
@@ -11,6 +12,11 @@ def load_raw_dataset(data_dir: Path | None, cache_dir: Path, download: bool = Tr
 
     Without `data_dir`, Fashion-MNIST is searched for, and downloaded if `download` is true.
     """
-    if data_dir and image_folder.is_image_folder(data_dir):
+    if not data_dir:
+        return fashion_mnist.load_first_available(download)
+    if image_folder.is_image_folder(data_dir):
         return image_folder.load_image_folder(data_dir, cache_dir)
-    return fashion_mnist.load_idx_dataset(data_dir, download)
+    try:
+        return fashion_mnist.load_files(data_dir, "--data-dir")
+    except (OSError, UserError) as error:
+        raise UserError(f"--data-dir: {error}") from None

@@ -22,7 +22,7 @@ from fashion.datasets import splits
 from fashion.datasets.photos import walk
 from fashion.datasets.splits import CLASS_NAMES, RawDataset
 from fashion.errors import UserError
-from fashion.files import describe_kind, staging_dir
+from fashion.files import describe_kind, replacing
 
 import numpy as np
 
@@ -43,25 +43,12 @@ DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: "
 MAX_LABEL = 9999  # larger ones are no classes, and would take gigabytes
 
 
-def load_idx_dataset(data_dir: Path | None, download: bool = True) -> RawDataset:
-    """Load the files in `data_dir`, by default Fashion-MNIST from the first available source.
-
-    `classes.txt` in `data_dir` contains one class name per line. Without it, the class names are
-    `CLASS_NAMES` if the checksums are those of Fashion-MNIST, else numbers.
-    """
-    if not data_dir:
-        return _load_first_available(download)
-    try:
-        return _load_files(data_dir, "--data-dir")
-    except (OSError, UserError) as error:
-        raise UserError(f"--data-dir: {error}") from None
-
-
-def _load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
+def load_files(root: Path, origin: str, verify: bool = False) -> RawDataset:
     """Load the IDX or CSV files in a directory or in one of its subdirectories.
 
-    `root` names the data set and may contain `classes.txt`; `origin` is its option or source, for
-    the user. With `verify`, the files must be those of Fashion-MNIST.
+    `root` names the data set; `origin` is its option or source, for the user. With `verify`, the
+    files must be those of Fashion-MNIST. `classes.txt` in `root` contains one class name per line.
+    Without it, the names are `CLASS_NAMES` if the files are Fashion-MNIST's, else numbers.
     """
     directory = find_data_dir(root)
     files = [] if directory else list(walk(root))
@@ -158,7 +145,7 @@ def _load_class_names(path: Path, labels: np.ndarray) -> tuple[int, tuple[str, .
 # ------------------------------------------------------------------------------------ sources
 
 
-def _load_first_available(download: bool) -> RawDataset:
+def load_first_available(download: bool) -> RawDataset:
     """Try each source of Fashion-MNIST in turn, those on the internet only if `download`."""
     cache = machine.keras_home() / "datasets" / "fashion-mnist"  # shared with keras.datasets
     failures = []
@@ -174,7 +161,7 @@ def _load_first_available(download: bool) -> RawDataset:
             if fetch:
                 print(f"Fetching Fashion-MNIST, 30 MB: {name} …", flush=True)
                 _store_verified(fetch(), directory)
-            return _load_files(directory, name, verify=True)
+            return load_files(directory, name, verify=True)
         except (OSError, UserError, http.client.HTTPException) as error:
             failures.append(f"{name}: {error}")
             if not isinstance(error, FileNotFoundError) and not fetch:
@@ -191,11 +178,9 @@ def _store_verified(contents: dict[str, bytes], directory: Path) -> None:
     """Store the content of the four .gz files, by name, if all of them are those expected."""
     for name, content in contents.items():
         decompress(content, f"the fetched {name}.gz", FASHION_MNIST_SHA256[name])
-    with staging_dir(directory, "KERAS_HOME") as temporary_dir:
-        for name, content in contents.items():
-            temporary_path = temporary_dir / f"{name}.gz"
+    for name, content in contents.items():
+        with replacing(directory / f"{name}.gz", "KERAS_HOME") as temporary_path:
             temporary_path.write_bytes(content)
-            temporary_path.replace(directory / temporary_path.name)
 
 
 def _download() -> dict[str, bytes]:

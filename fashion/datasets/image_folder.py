@@ -16,7 +16,7 @@ from fashion.datasets.fashion_mnist import find_data_dir
 from fashion.datasets.photos import IMAGE_SIZE, find_image_files, is_hidden, is_image_file, walk
 from fashion.datasets.splits import SPLIT_SEED, RawDataset, replace_unprintable
 from fashion.errors import UsageError, UserError, print_warning
-from fashion.files import staging_dir
+from fashion.files import replacing
 from fashion.progress import with_progress
 
 import numpy as np
@@ -96,14 +96,11 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
 
 def _list_subdirs(directory: Path) -> dict[str, Path]:
     """Return the visible subdirectories by name, sorted."""
-    subdirs: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()):
-        if path.is_dir() and not is_hidden(path):
-            name = unicodedata.normalize("NFC", path.name)  # macOS decomposes umlauts
-            if name in subdirs:
-                raise UserError(f"{directory}: two directories are named {name!r}; merge them")
-            subdirs[name] = path
-    return subdirs
+    return {
+        unicodedata.normalize("NFC", path.name): path  # macOS decomposes umlauts
+        for path in sorted(directory.iterdir())
+        if path.is_dir() and not is_hidden(path)
+    }
 
 
 def _find_split_dirs(path: Path) -> dict[str, Path]:
@@ -189,16 +186,13 @@ def load_preprocessed(path: Path, cache_dir: Path) -> np.ndarray:
     """
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     versions = f"{photos.PREPROCESSING_VERSION}-{PIL.__version__}"  # the pixels depend on them
-    directory = cache_dir / f"images-{versions}" / sha256[:2]
-    cached_path = directory / f"{sha256}.png"
+    cached_path = cache_dir / f"images-{versions}" / sha256[:2] / f"{sha256}.png"
     with contextlib.suppress(Exception), Image.open(cached_path) as file:
         if (image := np.asarray(file)).shape == (IMAGE_SIZE, IMAGE_SIZE):
             return image
     image = photos.preprocess_image(photos.load_image(path))
-    with staging_dir(directory, "--cache-dir") as temporary_dir:
-        temporary_path = temporary_dir / cached_path.name
+    with replacing(cached_path, "--cache-dir") as temporary_path:
         Image.fromarray(image).save(temporary_path)
-        temporary_path.replace(cached_path)
     return image
 
 

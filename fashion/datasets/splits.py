@@ -137,7 +137,9 @@ def make_splits(
         images, labels, filenames = raw.train_images, raw.train_labels, raw.train_filenames
         if name == "test":
             images, labels, filenames = raw.test_images, raw.test_labels, raw.test_filenames
-        order = interleave(classes)
+        # Merge the classes so that every prefix keeps their proportions.
+        fractions = np.concatenate([(np.arange(len(x)) + 0.5) / len(x) for x in classes])
+        order = np.concatenate(classes)[np.argsort(fractions, kind="stable")]
         if size and size > len(order):
             raise UsageError(f"--{name}-size {size}: there are only {len(order)} {name} images")
         selected = order[:size]
@@ -174,12 +176,6 @@ def hold_out(classes: list[np.ndarray], divisor: int) -> np.ndarray:
     """Return 1/`divisor` of the indices of each class, at least one if it has two images."""
     counts = [min(len(x) - 1, max(1, len(x) // divisor)) for x in classes]
     return np.concatenate([x[:count] for x, count in zip(classes, counts, strict=True)])
-
-
-def interleave(classes: list[np.ndarray]) -> np.ndarray:
-    """Merge the images of all classes so that every prefix keeps their proportions."""
-    fractions = np.concatenate([(np.arange(len(x)) + 0.5) / len(x) for x in classes])
-    return np.concatenate(classes)[np.argsort(fractions, kind="stable")]
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fashion import files, machine
+from fashion import errors, files, machine
 from fashion.backbones.backbone import Backbone
 from fashion.datasets.splits import ImageDataset
-from fashion.errors import UsageError, UserError
+from fashion.errors import UsageError, UserError, first_line
 from fashion.options import SharedOptions, config, flag
 from fashion.run import EpochMetrics, best_epoch
 
@@ -60,7 +60,8 @@ class Checkpoint:
         """Record that the results are written, if there was fine-tuning."""
         if self.is_started:
             self.finished = True
-            self._write()
+            with errors.warn_on_failure("checkpoint/state.json"):
+                self._write()
 
     def _write(self, model: keras.Model | None = None) -> None:
         """Write `state.json`, which names the files in use, after the weights of a model, if any.
@@ -70,21 +71,18 @@ class Checkpoint:
         state = dataclasses.asdict(self)
         del state["directory"]
         try:
-            with files.staging_dir(self.directory) as temporary_dir:
-                if model:
-                    # On a full disk, h5py may crash the process (3.16: "Segmentation fault").
-                    variables = [*model.variables, *model.optimizer.variables]
-                    size = sum(4 * math.prod(v.shape) + 4096 for v in variables)  # with metadata
-                    files.check_disk_space(self.directory, size)
-                    path = temporary_dir / str(self.last_weights)
+            if model:
+                # On a full disk, h5py may crash the process (3.16: "Segmentation fault").
+                variables = [*model.variables, *model.optimizer.variables]
+                size = sum(4 * math.prod(v.shape) + 4096 for v in variables)  # with metadata
+                files.check_disk_space(self.directory, size)
+                with files.replacing(self.directory / str(self.last_weights)) as path:
                     model.save_weights(path)
-                    path.replace(self.directory / path.name)
-                path = temporary_dir / "state.json"
+            with files.replacing(self.directory / "state.json") as path:
                 path.write_text(json.dumps(state, indent=2) + "\n")
-                path.replace(self.directory / path.name)
-                for path in self.directory.glob("epoch-*.weights.h5"):
-                    if path.name not in (self.last_weights, self.best_weights):
-                        path.unlink()
+            for path in self.directory.glob("epoch-*.weights.h5"):
+                if path.name not in (self.last_weights, self.best_weights):
+                    path.unlink()
         except UserError as error:
             raise UserError(
                 f"could not write the checkpoint: {error}; then continue with --resume"
@@ -99,8 +97,7 @@ class Checkpoint:
         try:
             model.load_weights(path)
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path} is damaged ({reason}); {advice}") from None
+            raise UserError(f"{path} is damaged ({first_line(error)}); {advice}") from None
 
 
 def load_checkpoint(options: SharedOptions, data: ImageDataset, backbone: Backbone) -> Checkpoint:

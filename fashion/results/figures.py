@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fashion import errors
 from fashion.datasets.splits import ImageDataset, Split
-from fashion.files import staging_dir
+from fashion.files import replacing
 from fashion.results.evaluation import Evaluation, Neighbors, sample_rows, tsne, wilson_interval
 from fashion.run import EpochMetrics, best_epoch
 
@@ -282,13 +282,12 @@ def save_figures(directory: Path, **results: object) -> None:
     `results` are epochs, data, evaluations by the name of the split, and neighbors: the nearest
     training images of the `NUM_NEIGHBOR_MISTAKES` most confident errors, or None.
     """
-    with staging_dir(directory) as temporary_dir, plot_style():
+    with plot_style():
         for name, plot in FIGURES.items():
             if name == "neighbors.png" and results["neighbors"] is None:
                 continue  # which has failed before
-            with errors.warn_on_failure(name):
-                plot(**results).savefig(temporary_dir / name)
-                (temporary_dir / name).replace(directory / name)
+            with errors.warn_on_failure(name), replacing(directory / name) as path:
+                plot(**results).savefig(path)
 
 
 @contextlib.contextmanager

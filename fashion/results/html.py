@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from fashion import machine
-from fashion.options import SharedOptions, config, flag, recipe_defaults
+from fashion.options import SharedOptions, config, flag
 from fashion.results.comparison import Comparison
 from fashion.results.evaluation import Evaluation, format_interval
 from fashion.results.figures import FIGURES
@@ -89,7 +89,7 @@ def training_command(options: SharedOptions) -> str:
     do not affect the result; private paths are replaced as in `public_config`.
     """
     values = public_config(options)
-    defaults = recipe_defaults(options) | {"recipe": "plain"}  # so another recipe is printed
+    defaults = config(type(options)()) | options.recipes.get(str(values.get("recipe")), {})
     argv = []
     # The recipe first, the others in the order of the fields.
     for field in sorted(dataclasses.fields(options), key=lambda field: field.name != "recipe"):

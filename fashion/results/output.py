@@ -10,7 +10,7 @@ import shlex
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from fashion import errors, machine, startup, wandb_session
@@ -18,7 +18,7 @@ from fashion.datasets import splits
 from fashion.datasets.photos import IMAGE_SIZE
 from fashion.datasets.splits import Split
 from fashion.errors import UsageError, UserError
-from fashion.files import staging_dir, try_lock, write_csv
+from fashion.files import replacing, staging_dir, try_lock, write_csv
 from fashion.options import SharedOptions
 from fashion.results import dashboard
 from fashion.results.comparison import HEADER, Comparison, compare
@@ -75,7 +75,6 @@ def save_results(
     predictions: dict[str, Predictions],
     evaluations: dict[str, Evaluation],
     temperature: float,
-    on_saved: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Save the results, then figures, report and dashboard; return what `print_summary` prints.
 
@@ -85,7 +84,6 @@ def save_results(
         run: Run with at least one epoch.
         model: uint8 (N, 28, 28) images → (N, classes) probabilities.
         predictions: Predictions before the calibration, by the name of the split.
-        on_saved: Called once `RESULT_FILES` are in the output directory.
     """
     run.lap("saving")
     output_dir, test = run.options.output_dir, evaluations["test"]
@@ -100,8 +98,6 @@ def save_results(
         with errors.warn_on_failure("the comparison"):
             comparison = compare(run, directory)
         replace_results(directory, output_dir)
-    with errors.warn_on_failure("checkpoint/state.json"):
-        on_saved()
     with errors.warn_on_failure("neighbors.png"):
         mistakes = test.most_confident_errors(NUM_NEIGHBOR_MISTAKES)
         neighbors = nearest_neighbors(
@@ -112,10 +108,9 @@ def save_results(
         save_figures(
             output_dir, evaluations=evaluations, data=run.data, epochs=epochs, neighbors=neighbors
         )
-    with errors.warn_on_failure("report.html"), staging_dir(output_dir) as directory:
+    with errors.warn_on_failure("report.html"), replacing(output_dir / "report.html") as path:
         page = render_report(run, evaluations, comparison, output_dir)
-        (directory / "report.html").write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
-        (directory / "report.html").replace(output_dir / "report.html")
+        path.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
     with errors.warn_on_failure("the W&B dashboard"):
         model_size = (output_dir / "model.keras").stat().st_size
         run.log_with(
@@ -239,10 +234,9 @@ def load_trained_model(options: SharedOptions) -> tuple[keras.Model, tuple[str, 
         model = keras.saving.load_model(path, safe_mode=True)
         shapes = model.input_shape, model.output_shape
     except Exception as error:  # zip, JSON, HDF5 and Keras each raise their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be loaded: {reason}; if a newer Keras saved it, upgrade "
-            f"Keras, else train another model with `{command}`"
+            f"{path} cannot be loaded: {errors.first_line(error)}; if a newer Keras saved it, "
+            f"upgrade Keras, else train another model with `{command}`"
         ) from None
     if not has_names and names_path.exists():
         names = splits.read_class_names(names_path)

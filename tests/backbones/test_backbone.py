@@ -133,7 +133,7 @@ def check_error(path, message, network):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.h5", None, "no such file"),
+        ("none.h5", None, "No such file"),
         ("junk.h5", b"junk", "this is no HDF5 file"),
         ("resnet50-0676ba61.pth", b"PK" + bytes(28) + b"archive/data.pkl", "a file of PyTorch"),
         ("resnet50-19c8e357.pth", b"\x80\x02\x8a\nl\xfc\x9cF", "a file of PyTorch"),

@@ -203,8 +203,9 @@ def test_rate_counts_computed_images_without_the_first_chunk(cache, split, monke
     clock = SimpleNamespace(perf_counter=lambda: next(times))
     monkeypatch.setattr(feature_cache, "time", clock)
     logged = []
+    cache.log = logged.append
     for part in make_split(40), split:  # the second one is partly cached
-        cache.load(part, flip=False, log=logged.append)
+        cache.load(part, flip=False)
     assert [row["features/images"] for row in logged] == [20, 40, 60, 80]
     assert [row["features/seconds"] for row in logged] == [100, 102, 104, 106]
     rates = [row.get("features/images_per_second") for row in logged]

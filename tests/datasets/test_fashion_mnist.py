@@ -77,7 +77,7 @@ def test_no_source_raises_with_each_reason_and_what_to_do(keras_cache, load):
         assert part in str(error.value)
     assert not keras_cache.exists()
     with pytest.raises(UserError) as error:
-        fashion_mnist.load_idx_dataset(None, download=False)
+        fashion_mnist.load_first_available(download=False)
     assert "usr-share" in str(error.value) and "Connection refused" not in str(error.value)
 
 

@@ -1,7 +1,6 @@
 """Checkpoints: what is resumed, and which options must match."""
 
 import dataclasses
-import resource
 from types import SimpleNamespace
 
 from fashion import options
@@ -12,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.epochs import make_epoch
-from helpers.scripts import directory_contents
+from helpers.scripts import directory_contents, file_size_limit
 
 import resnet50_fashion
 
@@ -222,17 +221,18 @@ def test_damaged_and_missing_weights_raise_with_their_path(unfinished, model):
 
 def test_full_disk_raises_and_keeps_the_last_checkpoint(unfinished, model, monkeypatch):
     """The space is checked before weights are saved, since h5py could crash the process."""
-    before, limits = contents(unfinished), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = contents(unfinished)
     monkeypatch.setattr(model, "save_weights", None)
     message = r"^could not write the checkpoint: --output-dir: .*too large.*; then continue with --"
-    for size, write in (
-        (10_000, lambda: unfinished.save(model, [*unfinished.epochs, make_epoch(5, 0.875)])),
-        (100, unfinished.mark_finished),
-    ):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        try:
-            with pytest.raises(UserError, match=message + "resume$"):
-                write()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert contents(unfinished) == before
+    with file_size_limit(10_000), pytest.raises(UserError, match=message + "resume$"):
+        unfinished.save(model, [*unfinished.epochs, make_epoch(5, 0.875)])
+    assert contents(unfinished) == before
+
+
+@pytest.mark.usefixtures("only_warn")
+def test_full_disk_at_the_end_costs_a_warning(unfinished, capsys):
+    before = contents(unfinished)
+    with file_size_limit(100):
+        unfinished.mark_finished()
+    assert capsys.readouterr().err.startswith("WARNING: could not make checkpoint/state.json (")
+    assert contents(unfinished) == before

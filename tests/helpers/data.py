@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fashion.datasets.fashion_mnist import load_idx_dataset
+from fashion.datasets.fashion_mnist import load_files
 from fashion.datasets.splits import ImageDataset, make_splits
 
 import numpy as np
@@ -17,7 +17,8 @@ def load_sample(
     test_size: int | None = None,
 ) -> ImageDataset:
     """Load the IDX files in a directory."""
-    return make_splits(load_idx_dataset(directory), train_size, validation_size, test_size)
+    raw = load_files(directory, "--data-dir")
+    return make_splits(raw, train_size, validation_size, test_size)
 
 
 def write_idx(directory: Path, data: ImageDataset, classes: range) -> Path:

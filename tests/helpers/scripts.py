@@ -1,12 +1,15 @@
 """Running a script, in this process or in its own, and reading what it wrote."""
 
+import contextlib
 import csv
 import functools
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -28,6 +31,17 @@ def process_environment(home: Path, **changes: str) -> dict[str, str]:
     """Return an environment without the user's account, API key and caches."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     return inherited | {"NETRC": str(home / "netrc"), "HOME": str(home)} | changes
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let this process write no file of more than `size` bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def run_script(

@@ -286,7 +286,6 @@ def test_file_that_cannot_be_replaced_costs_no_model(save, sample, output_dir):
 
 STEPS = {  # after the training: what is missing, and what the warning names
     "compare": ([], "the comparison"),
-    "on_saved": ([], "checkpoint/state.json"),
     "nearest_neighbors": (["neighbors.png"], "neighbors.png"),
     "tsne.png": (["tsne.png"], "tsne.png"),
     "save_figures": (FIGURES, "the figures"),
@@ -310,12 +309,11 @@ def test_what_fails_after_the_results_are_saved_costs_a_warning(
     monkeypatch.setenv("WANDB_DIR", str(output_dir.parent))
     if step in FIGURES:
         monkeypatch.setitem(FIGURES, step, fail)
-    elif step != "on_saved":
+    else:
         owner, name = (output.dashboard, "log_results") if step == "dashboard" else (output, step)
         monkeypatch.setattr(owner, name, fail)
     with open_run(sample, output_dir, "--wandb", "offline") as run:
-        on_saved = fail if step == "on_saved" else lambda: None
-        comparison = output.save_results(run, model, predictions, evaluations, 1, on_saved)
+        comparison = output.save_results(run, model, predictions, evaluations, 1)
     output.print_summary(run, comparison)
     missing, subject = STEPS[step]
     captured = capsys.readouterr()
