@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 from fashion import errors, machine
 from fashion.backbones.backbone import ARCHITECTURES
@@ -66,6 +67,15 @@ def reset_libraries() -> Iterator[None]:
     forkserver.kill_remaining_processes()
     keras.config.set_dtype_policy("float32")
     wandb.teardown()  # it would keep its settings
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Iterator[Path]:
+    """An empty home and working directory; the test may change `os.environ`."""
+    monkeypatch.chdir(tmp_path)
+    variables = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    with mock.patch.dict(os.environ, variables):
+        yield tmp_path
 
 
 @pytest.fixture

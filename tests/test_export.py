@@ -5,7 +5,6 @@ The exported models are run by the snippets of docs/use-the-model.md.
 
 import importlib.util
 import re
-import subprocess
 import sys
 import zipfile
 
@@ -25,7 +24,7 @@ from helpers.scripts import (
     SAMPLE,
     directory_contents,
     file_size_limit,
-    process_environment,
+    run_python,
     train_in_process,
 )
 
@@ -96,14 +95,7 @@ def run_snippets(formats, output_dirs, directory):
             assert code.count("outputs/resnet50_fashion") == 1
             paths[run, name] = directory / f"{run}_{name}.py"
             paths[run, name].write_text(code.replace("outputs/resnet50_fashion", str(output_dir)))
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_SNIPPETS, *paths.values()],
-        cwd=directory,
-        env=process_environment(directory, KERAS_HOME=str(directory)),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = run_python(directory, "-c", RUN_SNIPPETS, *paths.values(), KERAS_HOME=str(directory))
     assert done.returncode == 0, done.stderr
     return {key: np.load(f"{path}.npz") for key, path in paths.items()}
 

@@ -5,7 +5,6 @@ import platform
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import tensorflow as tf
 from helpers.forkserver import SMALL_WITHOUT_FIGURES, ForkedScript
 from helpers.scripts import ROOT, SAMPLE
+from helpers.wandb_server import Server
 
 
 @pytest.mark.parametrize(
@@ -107,24 +107,15 @@ def test_git_commit_is_that_of_the_tracked_scripts(tmp_path, monkeypatch):
 
 def test_check_reachable():
     """It sends a HEAD request; a server may not respond or refuse the connection."""
-    requests = []
-
-    def respond():
-        connection, _ = server.accept()
-        requests.append(connection.recv(1000))
-        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
-        connection.close()
-
+    with Server() as server:
+        machine.check_reachable(f"{server.url}/file")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/file"
-        thread = threading.Thread(target=respond)
-        thread.start()
-        machine.check_reachable(url)
-        thread.join()
-        assert requests[0].startswith(b"HEAD /file ")  # without downloading the file
         start = time.monotonic()
         with pytest.raises(OSError, match=r"no response|timed out"):
-            machine.check_reachable(url, timeout=1)
+            machine.check_reachable(f"http://127.0.0.1:{server.getsockname()[1]}/file", timeout=1)
         assert time.monotonic() - start < 5
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(1000).startswith(b"HEAD /file ")  # without downloading the file
     with pytest.raises(OSError, match="Connection refused"):
         machine.check_reachable("http://127.0.0.1:9/file")

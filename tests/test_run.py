@@ -15,32 +15,14 @@ from fashion.run import EpochLogger, Run, best_epoch
 import keras
 import numpy as np
 import pytest
-from helpers.epochs import make_epoch
+from helpers.results import make_epoch
 from helpers.wandb_runs import read_wandb_run
 from helpers.wandb_server import Server
 
 from cnn_basic import Options, build_model
 
+pytestmark = pytest.mark.usefixtures("home")
 LOGS = {"accuracy": 0.5, "loss": 1.0, "val_accuracy": 0.5, "val_loss": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """An empty home directory, which is the working directory."""
-    environment = dict(os.environ)
-    monkeypatch.chdir(tmp_path)
-    os.environ |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
-    yield tmp_path
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-class RecordingRun:
-    """A W&B run that records what is logged to it."""
-
-    def __init__(self):
-        self.rows, self.summary = [], {}
-        self.log = self.rows.append
 
 
 def test_epochs_equal_keras_history_and_are_logged(sample):
@@ -53,8 +35,9 @@ def test_epochs_equal_keras_history_and_are_logged(sample):
         metrics=["accuracy"],
         steps_per_execution=7,
     )
-    recorded = RecordingRun()
-    logger = EpochLogger(lambda function: function(recorded), [make_epoch(1, 0.25)])
+    rows, summary = [], {}
+    wandb_run = SimpleNamespace(log=rows.append, summary=summary)
+    logger = EpochLogger(lambda function: function(wandb_run), [make_epoch(1, 0.25)])
     history = model.fit(
         sample.train.images[:400],
         sample.train.labels[:400],
@@ -74,11 +57,11 @@ def test_epochs_equal_keras_history_and_are_logged(sample):
     assert [row.learning_rate for row in trained] == pytest.approx(expected, rel=1e-4)
     assert all(0 < row.seconds < 60 for row in trained)
 
-    for row, sent in zip(trained, recorded.rows, strict=True):
+    for row, sent in zip(trained, rows, strict=True):
         best = sent.pop("best/val_accuracy")
         assert best == max(0.25, *history["val_accuracy"][: row.epoch - 1])
         assert sent == {f"epoch/{k}": v for k, v in dataclasses.asdict(row).items()}
-    assert recorded.summary["best/epoch"] == best_epoch(logger.epochs).epoch
+    assert summary["best/epoch"] == best_epoch(logger.epochs).epoch
 
 
 def test_best_is_the_first_epoch_with_highest_validation_accuracy():
@@ -96,13 +79,13 @@ def log_epoch(logger, **logs):
 @pytest.mark.parametrize("name", ["loss", "val_loss"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_loss_raises_and_is_not_logged(name, value):
-    recorded = RecordingRun()
-    logger = EpochLogger(lambda function: function(recorded))
+    logged = []
+    logger = EpochLogger(logged.append)
     log_epoch(logger)
     message = f"^training diverged: loss is {value} in epoch 2; try a lower --l"
     with pytest.raises(UserError, match=message):
         log_epoch(logger, **{name: value})
-    assert len(logger.epochs) == len(recorded.rows) == 1
+    assert len(logger.epochs) == len(logged) == 1
 
 
 def test_signal_that_python_has_swallowed_ends_training_and_lap(sample, monkeypatch):
@@ -211,9 +194,10 @@ def test_run_is_copied_if_process_or_server_of_wandb_fail(mode, sample, home, re
     assert line.startswith("W&B failed (")
     assert line.endswith("; saving an offline copy of this run.")
     copy = read_wandb_run(home)
-    assert copy.started["run_id"] == run.wandb_run.id and copy.started["project"] == "mine"
-    assert copy.started["run_group"] == "1760-train-images-of-letters"
-    assert copy.started["tags"] == ["letters"]
+    (started,) = (x["run"] for x in copy.records if x["type"] == "run" and "project" in x["run"])
+    assert started["run_id"] == run.wandb_run.id and started["project"] == "mine"
+    assert started["run_group"] == "1760-train-images-of-letters"
+    assert started["tags"] == ["letters"]
     for name in "version", "versions", "data", "weights":
         assert copy.summary["config"][name] == run.metadata[name]
     assert [row["epoch/epoch"] for row in copy.rows if "epoch/epoch" in row] == [1, 2]

@@ -12,21 +12,13 @@ import pytest
 import wandb
 from helpers.wandb_runs import read_wandb_run
 
+pytestmark = pytest.mark.usefixtures("home")
 
-@pytest.fixture(autouse=True)
-def configure(tmp_path, monkeypatch):
-    """Set variables of W&B, in an empty home directory that is the working directory."""
-    environment = dict(os.environ)
-    monkeypatch.chdir(tmp_path)
 
-    def set_variables(**variables):
-        os.environ.update(variables)
-        wandb.teardown()  # W&B reads its settings once
-
-    set_variables(HOME=str(tmp_path), NETRC=str(tmp_path / "netrc"))
-    yield set_variables
-    os.environ.clear()
-    os.environ.update(environment)
+def configure(**variables):
+    """Set variables of W&B."""
+    os.environ.update(variables)
+    wandb.teardown()  # W&B reads its settings once
 
 
 def write_settings(directory, line):
@@ -57,7 +49,7 @@ INVALID = {
 
 
 @pytest.mark.parametrize(("name", "value"), INVALID.items(), ids=INVALID)
-def test_invalid_setting_raises_usage_error_unless_disabled(name, value, configure):
+def test_invalid_setting_raises_usage_error_unless_disabled(name, value):
     configure(**{name: value})
     with pytest.raises(UsageError, match=REJECTED) as info:
         start()
@@ -68,7 +60,7 @@ def test_invalid_setting_raises_usage_error_unless_disabled(name, value, configu
     assert (dict(os.environ), os.listdir()) == before
 
 
-def test_settings_of_the_user_win_over_defaults(configure, tmp_path):
+def test_settings_of_the_user_win_over_defaults(tmp_path):
     run = start_and_finish()
     expected = ("fashion-mnist", "ours", "train", ("fashion-mnist",))
     assert (run.project, run.group, run.job_type, run.tags) == expected
@@ -88,7 +80,7 @@ def test_settings_of_the_user_win_over_defaults(configure, tmp_path):
     assert (run.project, run.id) == ("given", "resumed")
 
 
-def test_wandb_dir_is_that_of_wandb(configure, tmp_path):
+def test_wandb_dir_is_that_of_wandb(tmp_path):
     assert wandb_session.wandb_dir() == tmp_path / "wandb"
     (tmp_path / ".wandb").mkdir()  # W&B prefers a hidden directory that exists
     configure()
@@ -97,7 +89,7 @@ def test_wandb_dir_is_that_of_wandb(configure, tmp_path):
     assert wandb_session.wandb_dir() == tmp_path / "elsewhere" / "wandb"
 
 
-def test_directories_that_cannot_be_written_to_are_replaced(configure, tmp_path, capfd):
+def test_directories_that_cannot_be_written_to_are_replaced(tmp_path, capfd):
     """W&B has a directory for temporary files; files to upload are stored where the run is."""
     (tmp_path / "file").touch()
     for name in "WANDB_DATA_DIR", "XDG_CACHE_HOME":
@@ -110,7 +102,7 @@ def test_directories_that_cannot_be_written_to_are_replaced(configure, tmp_path,
     assert capfd.readouterr() == ("", "")
 
 
-def test_wandb_disabled_holds_unless_another_mode_is_given(configure):
+def test_wandb_disabled_holds_unless_another_mode_is_given():
     configure(WANDB_DISABLED="true")
     assert wandb_session.is_disabled("auto")
     assert not wandb_session.is_disabled("offline")
@@ -138,9 +130,7 @@ SERVER = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": 40 * "a"}
         ("auto", SERVER, NO_SERVER),
     ],
 )
-def test_run_is_offline_without_key_or_server(
-    mode, variables, message, configure, capsys, tmp_path
-):
+def test_run_is_offline_without_key_or_server(mode, variables, message, capsys, tmp_path):
     configure(**variables)
     assert start_and_finish(mode).offline
     out = capsys.readouterr().out
@@ -159,11 +149,15 @@ def test_run_of_the_calling_program_stays_open():
     host.finish()
 
 
-@pytest.mark.parametrize("switch", [{"WANDB_DISABLE_CODE": "true"}, {"WANDB_SAVE_CODE": "false"}])
-def test_privacy_switches_hold_for_code_commit_and_machine(switch, configure, sample, tmp_path):
+@pytest.mark.parametrize(
+    "switch", [{"WANDB_DISABLE_CODE": "true"}, {"WANDB_SAVE_CODE": "false"}, {}], ids=str
+)
+def test_privacy_switches_hold_for_code_commit_and_machine(switch, sample, tmp_path):
     private = {"commit": "c", "platform": "p", "processor": "p", "cores": 2, "gpus": []}
     versions = private | {"keras": "3.15"}
     assert wandb_session.remove_private_versions(versions) == versions
+    if not switch:
+        write_settings(tmp_path, "disable_code = true")
     configure(WANDB_X_DISABLE_MACHINE_INFO="true", WANDB_DISABLE_GIT="true", **switch)
     expected = dict.fromkeys(private) | {"keras": "3.15"}
     assert wandb_session.remove_private_versions(versions) == expected
@@ -173,14 +167,6 @@ def test_privacy_switches_hold_for_code_commit_and_machine(switch, configure, sa
     recorded = read_wandb_run(tmp_path)
     assert not recorded.artifacts("code") and len(recorded.artifacts("dataset")) == 1
     assert "git" not in str([r for r in recorded.records if r["type"] == "run"])
-
-
-def test_code_is_not_logged_if_a_settings_file_forbids_it(sample, tmp_path):
-    write_settings(tmp_path, "disable_code = true")
-    run = start()
-    wandb_session.log_code_and_data("cnn_basic", sample, run)
-    run.finish()
-    assert not read_wandb_run(tmp_path).artifacts("code")
 
 
 def test_call_returns_failures_of_wandb_and_raises_others(sample, tmp_path):
@@ -201,7 +187,7 @@ def test_call_returns_failures_of_wandb_and_raises_others(sample, tmp_path):
     run.finish()
 
 
-def test_hints_name_each_directory_of_a_resumed_run_in_order(configure, tmp_path):
+def test_hints_name_each_directory_of_a_resumed_run_in_order(tmp_path):
     (tmp_path / "Zoë's runs").mkdir()
     configure(WANDB_DIR=str(tmp_path / "Zoë's runs"))
     directory = Path(start_and_finish(run_id="resumed").dir).parent

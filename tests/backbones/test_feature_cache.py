@@ -13,7 +13,7 @@ from fashion.errors import UserError
 
 import numpy as np
 import pytest
-from helpers.scripts import directory_contents
+from helpers.scripts import directory_contents, file_size_limit
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
@@ -230,8 +230,11 @@ def test_too_small_disk_raises_before_extraction(cache, split, monkeypatch, caps
     assert sizes == [960, 960, 480]  # 80 images · 3 float16 values · the missing features
 
 
-def test_error_of_writing_a_chunk_names_the_option(cache, split):
-    cache.directory.mkdir()
-    (cache.directory / split.images_sha256[:16]).touch()
-    with pytest.raises(UserError, match=r"^--cache-dir: "):
+@pytest.mark.parametrize("limit", [50, 180])  # in the header of a file, or in its values
+def test_disk_that_is_full_after_the_check_leaves_only_complete_files(
+    limit, cache, split, monkeypatch, capsys
+):
+    monkeypatch.setattr(feature_cache.files, "check_disk_space", lambda *args: None)
+    with file_size_limit(limit), pytest.raises(UserError, match=r"^--cache-dir: .*too large"):
         cache.load(split, flip=False)
+    assert not directory_contents(cache.directory)

@@ -105,14 +105,8 @@ def test_keras_cache_is_used_unless_it_is_damaged(stand_in, keras_cache, load, m
     assert f"Skipped: {path} has SHA-256 {checksums}\n" in capsys.readouterr().err
 
 
-@pytest.fixture
-def server_dir(stand_in, monkeypatch):
-    """The directory of files that are downloaded."""
+def test_download_is_stored_in_the_keras_cache(stand_in, keras_cache, load, monkeypatch, capsys):
     monkeypatch.setattr(fashion_mnist, "KERAS_URL", f"{stand_in.as_uri()}/")
-    return stand_in
-
-
-def test_download_is_stored_in_the_keras_cache(server_dir, keras_cache, load, capsys):
     keras_cache.parent.parent.touch()  # a file instead of the directory
     with pytest.raises(UserError, match="Keras download: KERAS_HOME: cannot write to"):
         load(None)
@@ -122,12 +116,13 @@ def test_download_is_stored_in_the_keras_cache(server_dir, keras_cache, load, ca
     assert load(None).source == f"{keras_cache} (Keras download)"
     assert "Fetching Fashion-MNIST, 30 MB: Keras download …" in capsys.readouterr().out
     assert not list(keras_cache.glob(".*"))
-    shutil.rmtree(server_dir)
+    shutil.rmtree(stand_in)
     assert load(None).source == f"{keras_cache} (Keras cache)"
 
 
-def test_download_is_verified_before_it_is_stored(server_dir, keras_cache, load):
-    path = server_dir / f"{NAMES[3]}.gz"
+def test_download_is_verified_before_it_is_stored(stand_in, keras_cache, load, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "KERAS_URL", f"{stand_in.as_uri()}/")
+    path = stand_in / f"{NAMES[3]}.gz"
     for content, message in (
         (path.read_bytes()[:-10], "is damaged"),
         (gzip.compress(b"another"), "has SHA-256"),

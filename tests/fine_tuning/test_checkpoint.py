@@ -1,6 +1,7 @@
 """Checkpoints: what is resumed, and which options must match."""
 
 import dataclasses
+import os
 from types import SimpleNamespace
 
 from fashion import options
@@ -10,7 +11,7 @@ from fashion.fine_tuning.checkpoint import load_checkpoint
 import keras
 import numpy as np
 import pytest
-from helpers.epochs import make_epoch
+from helpers.results import make_epoch
 from helpers.scripts import directory_contents, file_size_limit
 
 import resnet50_fashion
@@ -56,10 +57,6 @@ def unfinished(started, model):
     return started
 
 
-def contents(checkpoint):
-    return directory_contents(checkpoint.directory)
-
-
 # -------------------------------------------------------------------------- saving and loading
 
 
@@ -89,7 +86,7 @@ def test_saved_checkpoint_is_resumed(unfinished, load, model):
 
 def test_last_and_best_weights_are_kept_and_patience_counts_epochs_since_the_best(started, model):
     """The first file contains the weights of the best epoch of head training."""
-    assert set(map(str, contents(started))) == {"epoch-002.weights.h5", "state.json"}
+    assert set(os.listdir(started.directory)) == {"epoch-002.weights.h5", "state.json"}
     assert not started.is_patience_exhausted(1)
     epochs = list(HEAD_EPOCHS)
     for epoch, accuracy, kept_epochs, num_since_best in (
@@ -101,7 +98,7 @@ def test_last_and_best_weights_are_kept_and_patience_counts_epochs_since_the_bes
         epochs.append(make_epoch(epoch, accuracy))
         started.save(model, epochs)
         expected = {f"epoch-00{n}.weights.h5" for n in kept_epochs} | {"state.json"}
-        assert set(map(str, contents(started))) == expected
+        assert set(os.listdir(started.directory)) == expected
         assert started.last_weights == f"epoch-00{epoch}.weights.h5"
         assert started.best_weights == f"epoch-00{kept_epochs[0]}.weights.h5"
         exhausted = [patience for patience in (1, 2) if started.is_patience_exhausted(patience)]
@@ -109,14 +106,14 @@ def test_last_and_best_weights_are_kept_and_patience_counts_epochs_since_the_bes
 
 
 def test_unfinished_run_is_neither_overwritten_by_a_new_nor_by_a_frozen_run(unfinished, load):
-    before = contents(unfinished)
+    before = directory_contents(unfinished.directory)
     message = r"contains an unfinished run \(epoch 4\). Use --resume to continue it,\nor delete"
     with pytest.raises(UsageError, match=message):
         load()
     frozen = load("--fine-tune-blocks", 0)
     assert not frozen.is_started
     frozen.mark_finished()
-    assert contents(unfinished) == before
+    assert directory_contents(unfinished.directory) == before
 
 
 def test_finished_run_is_resumed_unchanged_or_replaced(unfinished, load):
@@ -221,18 +218,18 @@ def test_damaged_and_missing_weights_raise_with_their_path(unfinished, model):
 
 def test_full_disk_raises_and_keeps_the_last_checkpoint(unfinished, model, monkeypatch):
     """The space is checked before weights are saved, since h5py could crash the process."""
-    before = contents(unfinished)
+    before = directory_contents(unfinished.directory)
     monkeypatch.setattr(model, "save_weights", None)
     message = r"^could not write the checkpoint: --output-dir: .*too large.*; then continue with --"
     with file_size_limit(10_000), pytest.raises(UserError, match=message + "resume$"):
         unfinished.save(model, [*unfinished.epochs, make_epoch(5, 0.875)])
-    assert contents(unfinished) == before
+    assert directory_contents(unfinished.directory) == before
 
 
 @pytest.mark.usefixtures("only_warn")
 def test_full_disk_at_the_end_costs_a_warning(unfinished, capsys):
-    before = contents(unfinished)
+    before = directory_contents(unfinished.directory)
     with file_size_limit(100):
         unfinished.mark_finished()
     assert capsys.readouterr().err.startswith("WARNING: could not make checkpoint/state.json (")
-    assert contents(unfinished) == before
+    assert directory_contents(unfinished.directory) == before

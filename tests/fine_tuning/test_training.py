@@ -16,8 +16,8 @@ import keras
 import numpy as np
 import pytest
 from helpers.data import load_sample
-from helpers.epochs import make_epoch
 from helpers.networks import use_small_resnet
+from helpers.results import make_epoch
 
 import resnet50_fashion
 

@@ -9,16 +9,19 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+from unittest import mock
 
+from fashion.datasets.splits import ImageDataset
 from fashion.options import SharedOptions, parse
-from fashion.results import figures
+from fashion.results import evaluation, figures
 from fashion.results.output import OUTPUT_FILES
 
 import keras
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -44,18 +47,26 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def run_script(
-    directory: Path, script: str, *argv: object, **changes: str
+def run_python(
+    directory: Path, *argv: object, encoding: str | None = None, **changes: str
 ) -> subprocess.CompletedProcess:
-    """Run a script in a fresh interpreter, with `directory` as working and home directory."""
+    """Run a fresh interpreter, with `directory` as working and home directory."""
     return subprocess.run(
-        [sys.executable, ROOT / script, *map(str, argv)],
+        [sys.executable, *map(str, argv)],
         cwd=directory,
         env=process_environment(directory, **changes),
         capture_output=True,
+        encoding=encoding,
         text=True,
         timeout=1500,
     )
+
+
+def run_script(
+    directory: Path, script: str, *argv: object, **changes: str
+) -> subprocess.CompletedProcess:
+    """Run a script as `run_python` does."""
+    return run_python(directory, ROOT / script, *argv, **changes)
 
 
 def parse_options(script: ModuleType, *argv: object) -> SharedOptions:
@@ -69,15 +80,6 @@ def directory_contents(directory: Path) -> dict[Path, str]:
         path.relative_to(directory): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in directory.rglob("*")
         if path.is_file()
-    }
-
-
-def cached_files(directory: Path) -> dict[Path, str]:
-    """Return the SHA-256 of the files of a feature cache, without temporary ones."""
-    return {
-        path: content
-        for path, content in directory_contents(directory).items()
-        if not any(part.startswith(".") for part in path.parts)
     }
 
 
@@ -110,6 +112,18 @@ def train_in_process(script: ModuleType, *argv: object) -> Result:
         skip_figures(patch)
         script.main(options)
     return Result(options.output_dir)
+
+
+def check_calibration(run: Callable[[], Result], data: ImageDataset) -> None:
+    """Check that the temperature of the validation images is in the model and its predictions."""
+    with mock.patch.object(evaluation, "fit_temperature", return_value=0.5) as fit:
+        result = run()
+    ((predictions, split),) = (call.args for call in fit.call_args_list)
+    np.testing.assert_array_equal(split.images, data.validation.images[: split.size])
+    assert len(predictions.probabilities) == split.size == result.metrics["data"]["validation"]
+    rows = np.loadtxt(result.directory / "predictions.csv", delimiter=",", skiprows=1)
+    probabilities = result.model.predict(data.test.images[: len(rows)], verbose=0)
+    np.testing.assert_allclose(probabilities, rows[:, 4:], atol=1e-4, rtol=2e-3)
 
 
 def skip_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,6 @@ class WandbRun(NamedTuple):
         """The logged values, one row per call."""
         return [r["history"]["item"] for r in self.records if r["type"] == "history"]
 
-    @property
-    def started(self) -> dict:
-        """The settings of the run."""
-        (run,) = (r["run"] for r in self.records if r["type"] == "run" and "project" in r["run"])
-        return run
-
     def artifacts(self, kind: str) -> list[dict]:
         """The logged artifacts of a type."""
         artifacts = [r["artifact"] for r in self.records if r["type"] == "artifact"]

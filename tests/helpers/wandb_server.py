@@ -69,7 +69,6 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.fault, self.since, self.only = fault, since, only
         self.failing, self.closed = threading.Event(), threading.Event()
-        self.requests: list[str] = []
         self.runs: dict[str, Run] = collections.defaultdict(Run)
         self.artifacts: dict[str, Artifact] = {}
         self.lock = threading.RLock()
@@ -227,7 +226,6 @@ class Handler(BaseHTTPRequestHandler):
         if path[0] == "graphql":
             name = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1]
         with server.lock:
-            server.requests.append(name)
             fails = server.fault is not None and server.since in name
             if fails:
                 server.failing.set()
@@ -251,7 +249,7 @@ class Handler(BaseHTTPRequestHandler):
             server.closed.wait()
             self.close_connection = True
 
-    do_GET = do_POST = do_PUT = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def send(self, status: int, content: dict) -> None:
         body = json.dumps(content).encode()

@@ -19,7 +19,6 @@ VERSIONS = {"cores": 2, "processor": "CPU", "python": "3", "tensorflow": "2.21",
 @pytest.fixture
 def main(monkeypatch, tmp_path):
     """Return a function that runs a benchmark in this process, in a directory of the test."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
 
     def run(name, *argv):
@@ -58,8 +57,7 @@ def rows(path):
 
 
 @pytest.mark.slow
-def test_small_cnn_averages_predictions_over_flips(monkeypatch, tmp_path, sample):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_small_cnn_averages_predictions_over_flips(tmp_path, sample):
     argv = ("--train-size", 40, "--validation-size", 20, "--test-size", 20, "--batch-size", 10)
     argv += ("--data-dir", SAMPLE, "--epochs", 2, "--precision=float32", "--output-dir", tmp_path)
     result = train_in_process(importlib.import_module("small_cnn"), *argv)
@@ -123,8 +121,7 @@ def test_docs_contain_the_tables():
         assert path.read_text().strip() in results, path.name
 
 
-def test_readme_has_rounded_numbers_of_the_stored_runs(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_readme_has_rounded_numbers_of_the_stored_runs():
     accuracy = importlib.import_module("accuracy")
     table = accuracy.read_runs(ROOT / "benchmarks" / "results")
     exact = {row[0]: row for row in rows(ROOT / "benchmarks" / "results" / "accuracy.md")}

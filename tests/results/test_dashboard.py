@@ -121,9 +121,15 @@ def test_summary_report_and_model(saved_run, recorded, history):
 
 
 def test_sweeps_trials_log_no_neighbors_and_no_model(saved_run, evaluations, neighbors):
+    """With three other classes."""
+    names, labels = ("bag", "boot", "scarf"), evaluations["test"].labels % 3
+    evaluation = Evaluation(np.eye(3)[labels[::-1]], labels, names)
     logged = {}
     trial = SimpleNamespace(sweep_id="a sweep", log=logged.update, summary={})
-    args = saved_run.options.output_dir, saved_run, evaluations, neighbors
-    assert dashboard.log_results(trial, *args) is None
-    assert {"test/mistakes", "report/page"} <= logged.keys()
-    assert "test/nearest_neighbors" not in logged
+    args = dict.fromkeys(("validation", "test"), evaluation), neighbors
+    assert dashboard.log_results(trial, saved_run.options.output_dir, saved_run, *args) is None
+    assert "report/page" in logged and "test/nearest_neighbors" not in logged
+    assert set(logged["test/confusion_matrix"].table.get_column("Actual")) == set(names)
+    assert logged["test/per_class"].get_column("class") == list(names)
+    for name in "test/mistakes", "test/examples":
+        assert set(logged[name].get_column("true")) == set(names)

@@ -1,14 +1,11 @@
 """The baseline: options, training, errors."""
 
 import functools
-from unittest import mock
-
-from fashion.results import evaluation
 
 import keras
 import numpy as np
 import pytest
-from helpers.scripts import SAMPLE, Result, skip_figures, train_in_process
+from helpers.scripts import SAMPLE, Result, check_calibration, skip_figures, train_in_process
 
 import cnn_basic
 
@@ -90,18 +87,8 @@ def test_saved_model_has_best_weights_and_takes_raw_images(run, sample):
     assert result.metrics["validation"]["accuracy"] == pytest.approx(max(by_epoch))
 
 
-def test_temperature_of_validation_images_calibrates_model_and_predictions(
-    run, sample, monkeypatch
-):
-    fit = mock.Mock(return_value=0.5)
-    monkeypatch.setattr(evaluation, "fit_temperature", fit)
-    result = run()
-    ((predictions, split),) = (call.args for call in fit.call_args_list)
-    assert len(predictions.probabilities) == 160
-    np.testing.assert_array_equal(split.images, sample.validation.images)
-    rows = np.loadtxt(result.directory / "predictions.csv", delimiter=",", skiprows=1)
-    probabilities = result.model.predict(sample.test.images, verbose=0)
-    np.testing.assert_allclose(probabilities, rows[:, 4:], atol=1e-6, rtol=1e-3)
+def test_temperature_of_validation_images_calibrates_model_and_predictions(run, sample):
+    check_calibration(run, sample)
 
 
 def test_output_dir_require_accuracy_and_disabled_wandb(command_line, tmp_path, monkeypatch):

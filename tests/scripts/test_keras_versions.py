@@ -4,7 +4,6 @@ Called with a directory, this file saves such models there: PYTHONPATH=.:tests, 
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.data import load_sample
 from helpers.networks import use_small_resnet
-from helpers.scripts import ROOT, SAMPLE, process_environment, train_in_process
+from helpers.scripts import ROOT, SAMPLE, run_python, train_in_process
 
 import cnn_basic
 import resnet50_fashion
@@ -63,13 +62,7 @@ def models_dir():
 
 def test_models_of_an_older_keras_predict_equally_without_warnings(models_dir, tmp_path):
     np.save(tmp_path / "images.npy", images())
-    done = subprocess.run(
-        [sys.executable, "-c", LOADING, models_dir, *MODELS],
-        cwd=tmp_path,
-        env=process_environment(tmp_path, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(tmp_path, "-c", LOADING, models_dir, *MODELS, PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     for name, argv in MODELS.items():
         expected = np.load(models_dir / name / "predictions.npy")

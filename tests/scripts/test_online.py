@@ -1,18 +1,13 @@
 """Online runs with a local W&B server: the data that it receives, and its faults."""
 
-import base64
-import hashlib
-import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from helpers.forkserver import ForkedScript
-from helpers.scripts import ROOT, SAMPLE, Result, process_environment
+from helpers.scripts import ROOT, SAMPLE, Result, run_python
 from helpers.wandb_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fork_server")]
@@ -48,22 +43,13 @@ def check_run(run, result: Result) -> None:
     for key, name in ("curves", "curves.png"), ("page", "report.html"):
         content = run.files[run.summary[f"report/{key}"]["path"]]
         assert content == (result.directory / name).read_bytes()
-    table = json.loads(run.files[run.summary["test/per_class"]["path"]])
-    support = [row[table["columns"].index("support")] for row in table["data"]]
-    assert support == [sum(row) for row in metrics["test"]["confusion_matrix"]]
 
 
 def check_artifacts(server: Server, result: Result) -> None:
-    """Check that all artifacts are received and match their manifests."""
+    """Check that all artifacts are received."""
     assert all(artifact.committed for artifact in server.artifacts.values())
     kinds = [artifact.type for artifact in server.artifacts.values()]
     assert sorted(kinds) == ["code", "dataset", "model", *9 * ["run_table"]]
-    for artifact in server.artifacts.values():
-        entries = artifact.manifest["contents"]
-        assert entries.keys() >= artifact.files.keys()  # equal images are uploaded once
-        for name, content in artifact.files.items():
-            digest = base64.b64encode(hashlib.md5(content).digest()).decode()
-            assert (entries[name]["digest"], entries[name]["size"]) == (digest, len(content))
     model, code = server.artifact("model"), server.artifact("code")
     assert model.name == result.metrics["model"]
     assert model.files == {"model.keras": (result.directory / "model.keras").read_bytes()}
@@ -81,23 +67,16 @@ def check_artifacts(server: Server, result: Result) -> None:
     assert checksums == result.metrics["data"]["sha256"]
 
 
-def check_upload(directory: Path) -> Server:
-    """Upload the offline run with `wandb sync`; check and return the server that receives it."""
+def check_upload(directory: Path) -> None:
+    """Upload the offline run with `wandb sync`, and check what the server receives."""
     (run,) = directory.glob("wandb/offline-run-*")
     result = Result(directory / "output")
     with Server() as server:
-        done = subprocess.run(
-            [sys.executable, "-m", "wandb", "sync", str(run)],
-            cwd=directory,
-            env=process_environment(directory, WANDB_BASE_URL=server.url, **KEY),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        argv = ("-m", "wandb", "sync", run)
+        done = run_python(directory, *argv, WANDB_BASE_URL=server.url, **KEY)
         assert done.returncode == 0, done.stderr
     check_run(server.run, result)
     check_artifacts(server, result)
-    return server
 
 
 class ServedScript(ForkedScript):
@@ -122,12 +101,7 @@ def test_server_receives_the_complete_run_online_or_later(tmp_path):
     result = Result(tmp_path / "online" / "output")
     check_run(online.server.run, result)
     check_artifacts(online.server, result)
-    uploaded = check_upload(tmp_path / "offline")
-    names = [
-        {name for name in server.run.summary if not name.startswith("_")}
-        for server in (online.server, uploaded)
-    ]
-    assert names[0] == names[1]
+    check_upload(tmp_path / "offline")
     online.server.die()
 
 

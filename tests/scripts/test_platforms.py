@@ -1,10 +1,7 @@
 """Differences of other systems, simulated as far as possible."""
 
-import subprocess
-import sys
-
 import pytest
-from helpers.scripts import ROOT, SAMPLE, Result, process_environment
+from helpers.scripts import ROOT, SAMPLE, Result, run_python, run_script
 
 pytestmark = pytest.mark.slow
 
@@ -14,22 +11,11 @@ def test_code_page_special_characters_and_missing_programs(tmp_path):
     """A console with a Windows code page, a home "Zoë …", no sh, no git, no apt-get."""
     home = tmp_path / "Zoë Größe & Co (2)"
     (home / "no programs").mkdir(parents=True)
-    environment = process_environment(
-        home,
-        PATH=str(home / "no programs"),
-        PYTHONIOENCODING="cp1252",
-        XDG_CACHE_HOME=str(home / "cache"),
-    )
+    paths = {"PATH": str(home / "no programs"), "XDG_CACHE_HOME": str(home / "cache")}
 
     def run(*argv):
-        return subprocess.run(
-            [sys.executable, ROOT / "resnet50_fashion.py", *map(str, argv)],
-            cwd=home,
-            env=environment,
-            capture_output=True,
-            encoding="cp1252",
-            timeout=600,
-        )
+        encoding = {"encoding": "cp1252", "PYTHONIOENCODING": "cp1252"}
+        return run_script(home, "resnet50_fashion.py", *argv, **encoding, **paths)
 
     argv = ("--data-dir", SAMPLE, "--weights", "random", "--image-size", 64, "--epochs", 1)
     argv = (*argv, "--train-size", 60, "--validation-size", 20, "--test-size", 20)
@@ -54,12 +40,6 @@ def test_code_page_special_characters_and_missing_programs(tmp_path):
 
 
 def test_module_without_docstrings_can_be_started(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-OO", "-m", "cnn_basic", "--help"],
-        cwd=tmp_path,
-        env=process_environment(tmp_path, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(tmp_path, "-OO", "-m", "cnn_basic", "--help", PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stderr) == (0, "")
     assert "--hidden-units" in done.stdout and "units in the hidden layer" in done.stdout
