@@ -39,7 +39,7 @@ ROWS = {
     "small": "benchmarks/small_cnn.py",
     "naive": "benchmarks/naive_keras.py resnet50",
 }
-NUM_SEEDS = {"naive": 1, "tuned": 3}  # an extrapolation; an hour per run
+NUM_SEEDS = {"naive": 1, "tuned": 3}  # an extrapolation; an hour or two per run
 NUM_SEEDS |= {row: 3 for row, command in ROWS.items() if "--backbone" in command}
 SPLITS = ("train", "validation", "test")
 HEADER = ["command", "seeds", *SPLITS, "calibration error", "first run", "later runs", "memory"]

@@ -123,7 +123,7 @@ def test_summary_report_and_model(saved_run, recorded, history):
 def test_sweeps_trials_log_no_neighbors_and_no_model(saved_run, evaluations, neighbors):
     """With three other classes."""
     names, labels = ("bag", "boot", "scarf"), evaluations["test"].labels % 3
-    evaluation = Evaluation(np.eye(3)[labels[::-1]], labels, names)
+    evaluation = Evaluation(np.eye(3)[(labels + 1) % 3], labels, names)  # all are wrong
     logged = {}
     trial = SimpleNamespace(sweep_id="a sweep", log=logged.update, summary={})
     args = dict.fromkeys(("validation", "test"), evaluation), neighbors
