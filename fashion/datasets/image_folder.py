@@ -96,11 +96,14 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
 
 def _list_subdirs(directory: Path) -> dict[str, Path]:
     """Return the visible subdirectories by name, sorted."""
-    return {
-        unicodedata.normalize("NFC", path.name): path  # macOS decomposes umlauts
-        for path in sorted(directory.iterdir())
-        if path.is_dir() and not is_hidden(path)
-    }
+    subdirs: dict[str, Path] = {}
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and not is_hidden(path):
+            name = unicodedata.normalize("NFC", path.name)  # macOS decomposes umlauts
+            if name in subdirs:
+                raise UserError(f"{directory}: two directories are named {name!r}; merge them")
+            subdirs[name] = path
+    return subdirs
 
 
 def _find_split_dirs(path: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fashion import errors, files, machine
 from fashion.backbones.backbone import Backbone
 from fashion.datasets.splits import ImageDataset
-from fashion.errors import UsageError, UserError, first_line
+from fashion.errors import UsageError, UserError
 from fashion.options import SharedOptions, config, flag
 from fashion.run import EpochMetrics, best_epoch
 
@@ -97,7 +97,7 @@ class Checkpoint:
         try:
             model.load_weights(path)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({first_line(error)}); {advice}") from None
+            raise UserError(f"{path} is damaged ({errors.first_line(error)}); {advice}") from None
 
 
 def load_checkpoint(options: SharedOptions, data: ImageDataset, backbone: Backbone) -> Checkpoint:

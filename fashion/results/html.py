@@ -35,9 +35,14 @@ def render_report(
         "Memory": metadata["memory"],
         "Versions and hardware": metadata["versions"],
     }
-    commands = [training_command(options), f"python {options.script_name}.py --predict photo.jpg"]
+    prediction_command = f"python {options.script_name}.py --predict photo.jpg"
     if options.output_dir != type(options)().output_dir:
-        commands[1] += " --output-dir OUTPUT_DIR"
+        prediction_command += " --output-dir OUTPUT_DIR"
+    commands = {
+        "Train the model again": training_command(options),
+        "Classify images with it": prediction_command,
+    }
+    placeholders = re.findall(r"\b[A-Z][A-Z_]+\b", " ".join(commands.values()))
     paths = [path for path in map(figures_dir.joinpath, FIGURES) if path.exists()]
     return template.render(
         title=f"{options.script_name} on {run.data.name}",
@@ -49,7 +54,7 @@ def render_report(
         class_rows=[_class_row(scores) for scores in test.per_class],
         comparison=comparison,
         commands=commands,
-        placeholders=list(dict.fromkeys(re.findall(r"\b[A-Z][A-Z_]+\b", " ".join(commands)))),
+        placeholders=list(dict.fromkeys(placeholders)),
         figures={path.name: base64.b64encode(path.read_bytes()).decode() for path in paths},
         details={
             heading: [(name, _format_value(value)) for name, value in values.items()]

@@ -1,6 +1,7 @@
 """Image folders: loading, splits, checks and the cache of preprocessed images."""
 
 import shutil
+import unicodedata
 
 from fashion.datasets import image_folder, photos
 from fashion.datasets.image_folder import (
@@ -170,6 +171,14 @@ def test_too_few_images_raise_with_counts(image_dir, load, tmp_path):
     (tmp_path / "test" / "socks").rename(tmp_path / "test" / "hats")
     message = "train/ and test/ must contain the same classes; only in one of them: hats, socks$"
     with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_directories_whose_names_look_equal_raise(image_dir, load, tmp_path):
+    """Otherwise, one of the two classes would be lost."""
+    for form in "NFC", "NFD":
+        shutil.copytree(image_dir / "boots", tmp_path / unicodedata.normalize(form, "Mäntel"))
+    with pytest.raises(UserError, match="two directories are named 'Mäntel'; merge them"):
         load(tmp_path)
 
 
