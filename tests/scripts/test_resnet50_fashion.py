@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import json
 import re
 import sys
 
@@ -358,8 +359,10 @@ def test_laps_are_those_with_an_option_to_reduce(option_runs):
     assert option_runs[0].metrics["seconds"].keys() >= errors.OPTIONS_TO_REDUCE.keys()
 
 
-def test_fine_tuned_model_has_the_accuracy_of_the_run(option_runs, sample):
+def test_fine_tuned_model_has_the_accuracy_of_the_run_which_is_finished(option_runs, sample):
     model, metrics = option_runs[0].model, option_runs[0].metrics
+    state = (option_runs[0].directory / "checkpoint" / "state.json").read_text()
+    assert json.loads(state)["finished"]  # else the next run would be refused
     predicted = model.predict(sample.test.images[:20], verbose=0).argmax(axis=1)
     assert metrics["test"]["accuracy"] == np.mean(predicted == sample.test.labels[:20])
 
