@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import socket
+import sys
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
@@ -84,6 +85,10 @@ class Server(ThreadingHTTPServer):
     def process_request(self, request: socket.socket, client_address: object) -> None:
         self.connections.append(request)
         super().process_request(request, client_address)
+
+    def handle_error(self, request: socket.socket, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # of a client that ended
+            super().handle_error(request, client_address)
 
     def die(self) -> None:
         """Stop abruptly: close all connections without a response and refuse new ones."""
