@@ -76,7 +76,7 @@ class Options(opt.SharedOptions):
     recipe: str = opt.option(
         "plain",
         "named defaults for the other options; plain: conv5 at 224×224; fast: conv3 and conv4 at "
-        "112×112; best: the most accurate without fine-tuning; tuned: fine-tuned (hours on a CPU)",
+        "112×112; best: the most accurate without fine-tuning; tuned: fine-tuned (2 h on a CPU)",
         opt.choice(RECIPES),
         section="recipe (its values were chosen with resnet50)",
         may_change=True,  # the options that it sets may not

@@ -139,6 +139,7 @@ def summarize(metrics: Result, seconds: float | None) -> Result:
         "seconds": seconds,
         "memory": metrics["peak_gb"],
         "precision": metrics["weights"].get("precision"),  # not recorded by cnn_basic.py
+        "weights_sha256": metrics["weights"].get("sha256"),
         "versions": metrics["versions"],
     }
 
@@ -193,7 +194,8 @@ def caption(table: dict[str, list[Result]]) -> str:
     machines = sorted({runner.describe(run["versions"]) for run in runs if run["versions"]})
     dates = [run["date"] for run in runs]
     parts = [CAPTION, *machines, " to ".join(dict.fromkeys([min(dates), max(dates)]))]
-    return f"*{'; '.join(parts)}; `python benchmarks/accuracy.py`, once per weights file*"
+    command = "python benchmarks/accuracy.py --rows … --weights …"
+    return f"*{'; '.join(parts)}; `{command}`, once per weights file*"
 
 
 def plot_frontier(table: dict[str, list[Result]], path: Path) -> None:
@@ -219,7 +221,8 @@ def plot_frontier(table: dict[str, list[Result]], path: Path) -> None:
         style = {"va": "center", "color": color, "size": "small"}
         axes.annotate(label, end, (8, 0), textcoords="offset points", **style)
     axes.set_xscale("log")
-    axes.set_xlabel("minutes, complete command (hollow: with cached features, or extrapolated)")
+    hollow = "with cached features" + (", or extrapolated" if "naive" in table else "")
+    axes.set_xlabel(f"minutes, complete command (hollow: {hollow})")
     axes.set_ylabel("test accuracy, % (mean ± standard deviation)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(alpha=0.3)

@@ -72,9 +72,10 @@ def main() -> None:
             packages = filter(importlib.util.find_spec, ("openvino", "onnxruntime"))
             details += [f"{package} {importlib.metadata.version(package)}" for package in packages]
         details.append(str(datetime.date.today()))
+        command = f"python benchmarks/speed.py {name} --rounds {options.rounds}"
         if name != "baseline":
-            details.append(f"weights {Path(options.weights).name}")
-        details.append(f"`python benchmarks/speed.py {name} --rounds {options.rounds}`")
+            command += f" --weights {Path(options.weights).name}"
+        details.append(f"`{command}`")
         text += f"\n*{'; '.join(details)}*\n"
         (options.output / f"{name}.md").write_text(text)
         print(f"\n{text}", flush=True)
@@ -145,7 +146,7 @@ def end_to_end(options: argparse.Namespace, directory: Path) -> Section:
         f"{options.rounds}). The naive Keras script (frozen backbone inside `fit`, upscaling by "
         "tf.data) is extrapolated from its median rate in the validation of "
         f"{runner.NUM_NAIVE_IMAGES} images, {format_range(rates['float32'])} and "
-        f"{format_range(rates['bfloat16'])} images/s. This script computes the features of "
+        f"{format_range(rates['bfloat16'])} images/s. The naive script computes the features of "
         "`plain`; `fast` and `best` take a quarter of the pixels."
     )
     header = ["", "time", "speedup", "memory"]
