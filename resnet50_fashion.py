@@ -31,10 +31,10 @@ import common
 FEATURE_SETS = {
     "conv5_avg": ("conv5_avg",),  # the input of ResNet50's own classifier
     "conv4_avg": ("conv4_avg",),
-    "conv3+conv4": ("conv3_avg", "conv4_avg", "conv4_max"),
+    "conv3+conv4": ("conv3_avg", "conv4_avg"),
     # Grid pooling keeps spatial layout, which is informative because the garments are centered.
-    "conv3_3x3+conv4": ("conv3_3x3", "conv4_avg", "conv4_max"),
-    "conv3_4x4+conv4": ("conv3_4x4", "conv4_avg", "conv4_max"),
+    "conv3_3x3+conv4": ("conv3_3x3", "conv4_avg"),
+    "conv3_4x4+conv4": ("conv3_4x4", "conv4_avg"),
 }
 
 # Recipes: named sets of defaults for other options, chosen on validation images.
@@ -106,8 +106,7 @@ class Options(opt.SharedOptions):
 
     features: str = opt.option(
         "conv5_avg",
-        "pooled outputs of backbone stages; conv3+conv4: averages of both, and the maximum of "
-        "conv4; with 3x3 or 4x4: conv3 averaged on a grid",
+        "averages of the outputs of backbone stages; with 3x3 or 4x4: of conv3 on a grid",
         opt.choice(FEATURE_SETS),
         section="head",
     )
@@ -165,15 +164,13 @@ def compute_features(
 
 
 def pool(activations: keras.KerasTensor, kind: str) -> keras.KerasTensor:
-    """Pool activations (N, height, width, channels) in float32: "avg", "max", "3x3" or "4x4".
+    """Average activations (N, height, width, channels) in float32: "avg", or on a grid, "3x3".
 
-    The cells of a grid are averages, row by row, (N, cells · channels). They overlap if the height
-    is not a multiple of the grid size (of 14 rows, three cells take 0 to 5, 4 to 9 and 8 to 13).
+    The cells of a grid follow row by row, (N, cells · channels). They overlap if the height is not
+    a multiple of the grid size (of 14 rows, three cells take 0 to 5, 4 to 9 and 8 to 13).
     """
     if kind == "avg":
         return keras.layers.GlobalAveragePooling2D(dtype="float32")(activations)
-    if kind == "max":
-        return keras.layers.GlobalMaxPooling2D(dtype="float32")(activations)
     height, grid_size = activations.shape[1], int(kind[0])
     strides = max(height // grid_size, 1)
     cell_size = max(height - (grid_size - 1) * strides, 1)
@@ -187,11 +184,11 @@ def build_feature_extractor(
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
     It contains a copy of the network with batch normalization folded, with the weights of
-    `tuned_network`, a fine-tuned copy, if that is given. Average and maximum of the stages are
-    included: they take no time, and another run may read them from the cache.
+    `tuned_network`, a fine-tuned copy, if that is given. The averages of all stages are included:
+    they take no time, and another run may read them from the cache.
     """
     stages = STAGES[: 1 + max(STAGES.index(name.split("_")[0]) for name in feature_names)]
-    others = [f"{stage}_{kind}" for stage in stages for kind in ("avg", "max")]
+    others = [f"{stage}_avg" for stage in stages]
     images = keras.Input((28, 28), dtype="uint8", name="images")
     network = copy_network(backbone.network, backbone.preprocess(images), source=tuned_network)
     features = compute_features(backbone, network, tuple(dict.fromkeys([*feature_names, *others])))

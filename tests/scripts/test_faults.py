@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("fork_server")
 FAST = ("--data-dir", SAMPLE, "--weights", "random", "--image-size", 64, "--precision", "float32")
 FINE_TUNING = ("--fine-tune-blocks", 1, "--fine-tune-epochs", 8, "--fine-tune-batch-size", 400)
 NUM_EPOCHS = 2 + 8
-# In the cache: files of 20 images, for average and maximum of three stages.
-NUM_FILES = (1760 + 160 + 400) // 20 * 6
+# In the cache: files of 20 images, for the averages of three stages.
+NUM_FILES = (1760 + 160 + 400) // 20 * 3
 slow_param = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
