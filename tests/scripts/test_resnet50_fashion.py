@@ -232,7 +232,7 @@ def test_metrics_do_not_depend_on_the_cache(run, default_run, tmp_path, capsys):
         {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*.npy")}
         for cache in (first, second)
     ]
-    assert len(contents[0]) == 4 * 6 and contents[0] == contents[1]
+    assert len(contents[0]) == 4 * 3 and contents[0] == contents[1]
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_seed_and_required_accuracy_take_effect(run, default_run, tmp_path):
 OPTIONS = {
     "features": (
         ("--features", "conv3+conv4"),
-        lambda r: get_layer(r.model, "head").input_shape == (None, 24 + 32 + 32),
+        lambda r: get_layer(r.model, "head").input_shape == (None, 24 + 32),
     ),
     "flip": (("--flip",), lambda r: is_flip_invariant(r.model, load_sample().test.images[:20])),
     "image_size": (
