@@ -110,7 +110,7 @@ def run_all(scripts: list[ServedScript]) -> None:
     start, running = time.monotonic(), set(scripts)
     while running:
         seconds = time.monotonic() - start
-        assert seconds < 300, "a process hangs"
+        assert seconds < 150, "a process hangs"
         for script in [script for script in running if not script.process.is_alive()]:
             script.seconds = seconds
             script.server.die()
