@@ -164,7 +164,7 @@ def compute_features(
 
 
 def pool(activations: keras.KerasTensor, kind: str) -> keras.KerasTensor:
-    """Average activations (N, height, width, channels) in float32: "avg", or on a grid, "3x3".
+    """Average activations (N, height, width, channels) in float32: all, "avg", or on a grid, "3x3".
 
     The cells of a grid follow row by row, (N, cells · channels). They overlap if the height is not
     a multiple of the grid size (of 14 rows, three cells take 0 to 5, 4 to 9 and 8 to 13).
