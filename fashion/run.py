@@ -194,7 +194,7 @@ class Run:
         """Finish the W&B run; if W&B has failed, log everything again to an offline run."""
         if not self.wandb_run:
             return
-        error = wandb_session.call(lambda wandb_run: wandb_run.finish(exit_code), self.wandb_run)
+        error = wandb_session.finish(self.wandb_run, exit_code)
         if error := self._wandb_error or error:
             reason = f"W&B failed ({errors.first_line(error)})"
             if self.wandb_run.sweep_id:  # W&B allows one run for each trial

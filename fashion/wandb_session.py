@@ -1,9 +1,10 @@
 """Calls of W&B that never cost a run its results, whatever W&B or its server does.
 
-W&B itself limits how long the start and the end of a run wait for the server. Two problems remain:
+W&B itself limits how long the start of a run waits for the server. Three problems remain:
 
 - Each table or artifact blocks for 20 s if the server does not respond, so results are logged only
   after a check of the server.
+- The end of a run can block for much longer than its timeout, so it gets a deadline.
 - `wandb sync` finds no artifacts in the files of a run that was online, so if the server has
   failed, `Run` logs everything again, to an offline run.
 """
@@ -15,6 +16,7 @@ import os
 import shlex
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ DEFAULTS: dict[str, object] = {
 }
 # Seconds of a request that checks API key and server; W&B's retries make that 8 s at most.
 SERVER_TIMEOUT = 5
+FINISH_MARGIN = 10  # seconds; W&B itself may exceed `finish_timeout` by 5 s
 LogFunction = Callable[[wandb.Run], wandb.Artifact | None]  # may return an artifact to wait for
 
 
@@ -173,6 +176,25 @@ def call(function: LogFunction, run: wandb.Run, upload_seconds: int = 0) -> Exce
             raise
         return error
     return None
+
+
+def finish(run: wandb.Run, exit_code: int) -> Exception | None:
+    """Finish a run; return the error if W&B fails or takes too long.
+
+    W&B's `finish_timeout` does not end all uploads of files: it retries them for many minutes if
+    the server stops in the middle of them.
+    """
+    error: Exception | None = TimeoutError("uploading took too long")
+
+    def finish_run() -> None:
+        nonlocal error
+        error = call(lambda run: run.finish(exit_code), run)
+
+    thread = threading.Thread(target=finish_run, daemon=True)
+    thread.start()
+    timeout = run.settings.finish_timeout
+    thread.join(timeout + FINISH_MARGIN if timeout else None)
+    return error
 
 
 def hints(run: wandb.Run | None) -> list[str]:

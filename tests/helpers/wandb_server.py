@@ -227,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         path = [urllib.parse.unquote(part) for part in self.path.split("/")[1:]]
         request = json.loads(body) if path[0] in ("graphql", "files") else {}
-        name = " ".join([path[-1], *(request.get("files") or {})])
+        name = " ".join(["/".join(path[1:]), *(request.get("files") or {})])
         if path[0] == "graphql":
             name = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1]
         with server.lock:

@@ -130,9 +130,13 @@ def test_faults_delay_a_run_by_at_most_40_s(since, tmp_path):
         ServedScript("cnn_basic", tmp_path / str(fault), fault=fault, since=since)
         for fault in ("dies", "hangs", 500, 401)
     ]
-    if since:  # W&B itself reports no error if only the model is refused
+    if since:
+        # W&B itself reports no error if only the model is refused, and goes on for many minutes if
+        # the server stops before the upload of a file whose URL it has given.
         model = {"fault": 403, "since": "model.keras", "only": True}
+        manifest = {"fault": "dies", "since": "manifest/0"}
         faulty.append(ServedScript("cnn_basic", tmp_path / "403", **model))
+        faulty.append(ServedScript("cnn_basic", tmp_path / "manifest", **manifest))
     run_all([healthy, *faulty])
     assert healthy.wait() == 0, healthy.err
     assert healthy.out.count("W&B: ") == 1  # the URL
