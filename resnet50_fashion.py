@@ -158,7 +158,7 @@ def compute_features(
     features = {}
     for name in feature_names:
         stage, kind = name.split("_")
-        x = pool(network.get_layer(backbone.stages[stage]).output, kind)
+        x = pool(network.get_layer(backbone.architecture.stages[stage]).output, kind)
         features[name] = keras.ops.sign(x) * keras.ops.log(1 + keras.ops.abs(x))
     return features
 
@@ -284,8 +284,9 @@ def main(options: Options) -> None:
     files.check_disk_space(options.output_dir, 5 * extractor.count_params())  # for model.keras
     checkpoint = load_checkpoint(options, data, backbone)  # new, unless --resume continues a run
 
-    weights_metadata = backbone.metadata(options.weights)
-    with Run(options, data, weights_metadata, checkpoint.wandb_id, checkpoint.epochs) as run:
+    weights = {"source": options.weights, "sha256": backbone.weights_sha256}
+    weights["precision"] = machine.precision()
+    with Run(options, data, weights, checkpoint.wandb_id, checkpoint.epochs) as run:
         # The frozen backbone gives the same features in every run, so they are computed once, and
         # read from disk afterwards: float16 (N, views, channels). The second view is the flip.
         # The key contains name, image size, precision and a checksum of the weights.

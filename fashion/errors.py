@@ -120,7 +120,10 @@ def run_and_exit(main: Callable[[], None]) -> NoReturn:
         finally:
             sys.stdout.flush()
     except BaseException as error:
-        code, message = _exit_status(error)
+        code, text = exit_status(error)
+        if text is None:
+            raise
+        message = text
         if message and sys.flags.dev_mode:
             traceback.print_exc()
     for stream, text in (sys.stdout, ""), (sys.stderr, message):
@@ -133,8 +136,8 @@ def run_and_exit(main: Callable[[], None]) -> NoReturn:
     sys.exit(code)
 
 
-def _exit_status(error: BaseException) -> tuple[int, str]:
-    """Return exit code and message of an error; raise it again if it is a bug."""
+def exit_status(error: BaseException) -> tuple[int, str | None]:
+    """Return exit code and message of an error; the message is None if it is a bug."""
     name = Path(sys.argv[0]).name
     if _received_signal:  # a library may have turned its exception into another one
         return 128 + _received_signal, f"\n{name}: terminated\n"
@@ -152,7 +155,7 @@ def _exit_status(error: BaseException) -> tuple[int, str]:
         lap, option = current_lap.replace("_", "-"), OPTIONS_TO_REDUCE.get(current_lap)
         advice = f" during {lap}; try a smaller {option}" if option else ""
         return 1, f"{name}: error: out of memory{advice}\n"
-    raise error
+    return 1, None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -30,8 +30,6 @@ import tensorflow as tf
 NUM_IMAGES = 100  # on which each exported model is compared with Keras
 MAX_DIFFERENCE = 0.01  # of a probability
 
-# ------------------------------------------------------------------------------------ formats
-
 
 def _write_savedmodel(model: keras.Model, path: Path) -> None:
     # `model.export` would store each weight twice (keras-team/keras#23553).
@@ -104,8 +102,6 @@ FORMATS = {
     "openvino": Format("model_openvino", _write_openvino, _predict_openvino, ("openvino",)),
     "savedmodel": Format("model_savedmodel", _write_savedmodel, _predict_savedmodel),
 }
-
-# ------------------------------------------------------------------------------------- export
 
 
 def export_model(names: Sequence[str], options: SharedOptions) -> None:

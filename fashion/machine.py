@@ -1,7 +1,6 @@
 """The machine that a run uses: precision, versions, memory, network."""
 
 import contextlib
-import http.client
 import os
 import platform
 import re
@@ -9,7 +8,10 @@ import subprocess
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 import keras
 import numpy as np
@@ -20,6 +22,7 @@ import wandb
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 ROOT = Path(__file__).parents[1]
 PROJECT_FILES = ("cnn_basic.py", "resnet50_fashion.py", "common.py", "fashion", "requirements.txt")
+T = TypeVar("T")
 
 
 def set_precision(name: str) -> None:
@@ -34,8 +37,7 @@ def set_precision(name: str) -> None:
 
 def precision() -> str:
     """Return the precision of the current dtype policy, a key of `PRECISIONS`."""
-    policy = keras.config.dtype_policy().name
-    return next(name for name, value in PRECISIONS.items() if value == policy)
+    return keras.config.dtype_policy().compute_dtype
 
 
 def _fastest_precision() -> str:
@@ -116,26 +118,29 @@ def keras_home() -> Path:
     return Path(os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras"))
 
 
+def call_with_timeout(function: Callable[[], T], timeout: float | None) -> T:
+    """Return the result of a function, or raise a `TimeoutError` and leave it to its thread."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # a daemon does not delay the exit
+    return outcome.result(timeout)
+
+
 def check_reachable(url: str, timeout: float = 8) -> None:
     """Raise an `OSError` or `HTTPException` unless a URL responds within `timeout` seconds.
 
     A plain connection attempt is not enough: where a firewall drops packets, it waits for its
     timeout once per address of the host, which adds up to minutes.
     """
-    errors: list[Exception] = []
-
-    def send_request() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=timeout).close()
-        except (OSError, http.client.HTTPException) as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=send_request, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if thread.is_alive():
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        call_with_timeout(lambda: urllib.request.urlopen(request, timeout=timeout).close(), timeout)
+    except TimeoutError:
         host = urllib.parse.urlsplit(url).hostname
-        raise TimeoutError(f"no response from {host} within {timeout} s")
-    if errors:
-        raise errors[0]
+        raise TimeoutError(f"no response from {host} within {timeout} s") from None

@@ -194,14 +194,15 @@ class Run:
         """Finish the W&B run; if W&B has failed, log everything again to an offline run."""
         if not self.wandb_run:
             return
-        error = wandb_session.finish(self.wandb_run, exit_code)
-        if error := self._wandb_error or error:
-            reason = f"W&B failed ({errors.first_line(error)})"
+        finish_error = wandb_session.finish(self.wandb_run, exit_code)
+        if failures := [error for error in (self._wandb_error, finish_error) if error]:
+            reason = f"W&B failed ({errors.first_line(failures[0])})"
             if self.wandb_run.sweep_id:  # W&B allows one run for each trial
                 print(f"{reason}; the results in the output directory are complete.")
                 return
             print(f"{reason}; saving an offline copy of this run.")
-            if not isinstance(error, wandb.Error | TimeoutError):  # the process of W&B was killed
+            if not all(isinstance(error, wandb.Error | TimeoutError) for error in failures):
+                # The process of W&B was killed.
                 with contextlib.suppress(ConnectionError):
                     wandb.teardown()  # so that a new one can start
             try:
@@ -220,12 +221,4 @@ class Run:
 
     def __exit__(self, error_type: object, error: BaseException | None, traceback: object) -> None:
         """Finish the W&B run with the exit code of the error, if any."""
-        self.finish(_exit_code(error))
-
-
-def _exit_code(error: BaseException | None) -> int:
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return error.exit_code if isinstance(error, UserError) else int(error is not None)
+        self.finish(errors.exit_status(error)[0] if error else 0)

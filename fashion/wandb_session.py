@@ -23,7 +23,7 @@ from typing import Any
 
 from fashion.datasets.splits import ImageDataset
 from fashion.errors import UsageError, UserError, describe, first_line
-from fashion.machine import ROOT
+from fashion.machine import ROOT, call_with_timeout
 
 import wandb
 
@@ -167,7 +167,7 @@ def call(function: LogFunction, run: wandb.Run, upload_seconds: int = 0) -> Exce
             try:
                 artifact.wait(timeout=upload_seconds)
             except ValueError as error:  # the server refuses it
-                return error
+                return wandb.Error(str(error))
     except Exception as error:
         # If the process of W&B was killed, for example for lack of memory, each call raises a
         # `ConnectionError`, or an error of an internal class if that happened while it answered.
@@ -184,17 +184,12 @@ def finish(run: wandb.Run, exit_code: int) -> Exception | None:
     W&B's `finish_timeout` does not end all uploads of files: it retries them for many minutes if
     the server stops in the middle of them.
     """
-    error: Exception | None = TimeoutError("uploading took too long")
-
-    def finish_run() -> None:
-        nonlocal error
-        error = call(lambda run: run.finish(exit_code), run)
-
-    thread = threading.Thread(target=finish_run, daemon=True)
-    thread.start()
-    timeout = run.settings.finish_timeout
-    thread.join(timeout + FINISH_MARGIN if timeout else None)
-    return error
+    timeout = run.settings.finish_timeout  # 0 or less: no limit
+    limit = min(timeout + FINISH_MARGIN, threading.TIMEOUT_MAX) if timeout > 0 else None
+    try:
+        return call_with_timeout(lambda: call(lambda run: run.finish(exit_code), run), limit)
+    except TimeoutError:
+        return TimeoutError("uploading took too long")
 
 
 def hints(run: wandb.Run | None) -> list[str]:

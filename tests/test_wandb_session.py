@@ -1,9 +1,13 @@
 """W&B: settings of the user, privacy, modes, failures, hints."""
 
 import functools
+import math
 import os
 import shlex
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from fashion import wandb_session
 from fashion.errors import UsageError
@@ -37,6 +41,22 @@ def start_and_finish(*args, **kwargs):
     run = start(*args, **kwargs)
     run.finish()
     return run
+
+
+def fail(error, *_):
+    raise error
+
+
+class SlowRun:
+    """A W&B run whose `finish` calls a function."""
+
+    def __init__(self, finish_timeout, function):
+        self.settings = SimpleNamespace(finish_timeout=finish_timeout)
+        self.function = function
+
+    def finish(self, exit_code):
+        self.function()
+        self.exit_code = exit_code
 
 
 REJECTED = r"\AW&B rejects its settings: .*--wandb disabled\Z"  # in one line
@@ -172,9 +192,6 @@ def test_privacy_switches_hold_for_code_commit_and_machine(switch, sample, tmp_p
 def test_call_returns_failures_of_wandb_and_raises_others(sample, tmp_path):
     run = start()
 
-    def fail(error, run):
-        raise error
-
     assert wandb_session.call(lambda run: run.log({"a": 1}), run, upload_seconds=9) is None
     for error in wandb.Error("no"), ConnectionResetError("gone"), TimeoutError("late"):
         assert wandb_session.call(functools.partial(fail, error), run) is error
@@ -185,6 +202,25 @@ def test_call_returns_failures_of_wandb_and_raises_others(sample, tmp_path):
     log = functools.partial(wandb_session.log_code_and_data, "cnn_basic", sample)
     assert isinstance(wandb_session.call(log, run), OSError)  # with a message of W&B
     run.finish()
+
+
+@pytest.mark.parametrize("timeout", [0, -20, math.inf, math.nan])
+def test_finish_waits_if_the_user_sets_no_limit(timeout):
+    run = SlowRun(timeout, lambda: time.sleep(0.1))
+    assert wandb_session.finish(run, 3) is None
+    assert run.exit_code == 3
+
+
+def test_finish_returns_timeouts_and_failures_and_raises_others(monkeypatch):
+    monkeypatch.setattr(wandb_session, "FINISH_MARGIN", 0)
+    event = threading.Event()
+    error = wandb_session.finish(SlowRun(0.05, event.wait), 0)
+    assert isinstance(error, TimeoutError) and str(error) == "uploading took too long"
+    event.set()
+    failure = ConnectionResetError("gone")
+    assert wandb_session.finish(SlowRun(15, functools.partial(fail, failure)), 0) is failure
+    with pytest.raises(KeyError):
+        wandb_session.finish(SlowRun(15, functools.partial(fail, KeyError("bug"))), 0)
 
 
 def test_hints_name_each_directory_of_a_resumed_run_in_order(tmp_path):

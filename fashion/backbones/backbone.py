@@ -90,18 +90,14 @@ class Backbone:
     """A pretrained network, which is only used through copies (`folding.copy_network`)."""
 
     name: str  # key of `ARCHITECTURES`
+    architecture: Architecture
     network: keras.Model  # preprocessed images (N, size, size, 3) → final activations; frozen
-
-    @property
-    def stages(self) -> dict[str, str]:
-        """The layer whose output ends each stage, by the name of the stage."""
-        return ARCHITECTURES[self.name].stages
 
     def last_blocks(self, names: Collection[str], num_blocks: int) -> set[str]:
         """Return the names of all layers of the last blocks before the features `names`."""
         last_stage = max(name.split("_")[0] for name in names)
-        output = self.network.get_layer(self.stages[last_stage]).output
-        pattern, layers = ARCHITECTURES[self.name].block_start_pattern, self.network.layers
+        output = self.network.get_layer(self.architecture.stages[last_stage]).output
+        pattern, layers = self.architecture.block_start_pattern, self.network.layers
         inputs = [layer.input for layer in layers if re.fullmatch(pattern, layer.name)]
         inputs.append(self.network.output)  # "input" of what follows the last block
         # The next block is the last one whose input has the resolution of the stage; it may halve
@@ -127,7 +123,7 @@ class Backbone:
         # Without training=False, Resizing would put all downstream layers (e.g. dropout) in
         # training mode.
         rgb = keras.ops.repeat(resize(gray, training=False), 3, axis=-1)
-        return ARCHITECTURES[self.name].preprocess_input(rgb)
+        return self.architecture.preprocess_input(rgb)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -142,11 +138,6 @@ class Backbone:
         """The name of the directory of this backbone's features in the feature cache."""
         size, precision = self.network.input.shape[1], machine.precision()
         return f"v{FEATURES_VERSION}-{self.name}-{size}-{precision}-{self.weights_sha256[:16]}"
-
-    def metadata(self, source: str) -> dict[str, str]:
-        """Return source and checksum of the weights, and the precision of the computation."""
-        sha256, precision = self.weights_sha256, machine.precision()
-        return {"source": source, "sha256": sha256, "precision": precision}
 
 
 def load_backbone(name: str, image_size: int | None, weights: str, seed: int) -> Backbone:
@@ -167,7 +158,7 @@ def load_backbone(name: str, image_size: int | None, weights: str, seed: int) ->
         else:
             _load_weights(network, Path(weights))
     network.trainable = False
-    return Backbone(name, network)
+    return Backbone(name, architecture, network)
 
 
 def _build(architecture: Architecture, size: int, weights: str | None) -> keras.Model:

@@ -142,9 +142,6 @@ def _load_class_names(path: Path, labels: np.ndarray) -> tuple[int, tuple[str, .
     return first, names
 
 
-# ------------------------------------------------------------------------------------ sources
-
-
 def load_first_available(download: bool) -> RawDataset:
     """Try each source of Fashion-MNIST in turn, those on the internet only if `download`."""
     cache = machine.keras_home() / "datasets" / "fashion-mnist"  # shared with keras.datasets
@@ -219,9 +216,6 @@ def _fetch_debian_package() -> dict[str, bytes]:
                 raise UserError(f"{title}: {reason.splitlines()[-1]}")
         directory = root / "files" / DEBIAN_DIR.relative_to("/")
         return {name: (directory / f"{name}.gz").read_bytes() for name in FASHION_MNIST_SHA256}
-
-
-# ---------------------------------------------------------------------------------- IDX files
 
 
 def find_data_dir(directory: Path) -> Path | None:

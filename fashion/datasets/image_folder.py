@@ -91,9 +91,6 @@ def load_image_folder(path: Path, cache_dir: Path) -> RawDataset:
     )
 
 
-# -------------------------------------------------------------------------------- directories
-
-
 def _list_subdirs(directory: Path) -> dict[str, Path]:
     """Return the visible subdirectories by name, sorted."""
     subdirs: dict[str, Path] = {}
@@ -197,9 +194,6 @@ def load_preprocessed(path: Path, cache_dir: Path) -> np.ndarray:
     with replacing(cached_path, "--cache-dir") as temporary_path:
         Image.fromarray(image).save(temporary_path)
     return image
-
-
-# ------------------------------------------------------------------------------------- splits
 
 
 def _hold_out(split: str, divisor: int, labels: np.ndarray, split_names: np.ndarray) -> None:

@@ -37,8 +37,6 @@ SYSTEM_NAMES = {  # files and directories that operating systems create, in lowe
 }
 NOT_DECODED = {"MPEG", "BUFR", "GRIB", "HDF5"}  # formats that Pillow only recognizes
 
-# -------------------------------------------------------------------------------------- files
-
 
 def is_hidden(path: Path) -> bool:
     """Return whether a file or directory is hidden, or created by an operating system."""
@@ -89,9 +87,6 @@ def walk(directory: Path, visited: set[Path] | None = None) -> Iterator[Path]:
                 yield from walk(path, visited)
         elif path.is_file() or path.is_symlink():  # broken links too; no pipes, no sockets
             yield path
-
-
-# ------------------------------------------------------------------------------------- pixels
 
 
 def load_image(path: Path) -> Image.Image:

@@ -71,7 +71,7 @@ def fit_temperature(predictions: Predictions, split: Split) -> float:
 
     def loss(temperature: float) -> float:
         probabilities = np.asarray(apply_temperature(predictions.probabilities, temperature))
-        return cross_entropy(probabilities, split.labels)
+        return Evaluation(probabilities, split.labels, class_names=()).loss
 
     return float(min(np.geomspace(0.1, 10, 201), key=loss))
 
@@ -83,12 +83,6 @@ def calibrate(model: keras.Model, temperature: float) -> keras.Model:
 
 
 # ------------------------------------------------------------------------------------- metrics
-
-
-def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean cross-entropy in nats; probabilities are clipped to 1e-7, as in Keras."""
-    label_probabilities = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(label_probabilities, 1e-7), dtype="float64").mean())
 
 
 def wilson_interval(proportion: float, n: int) -> tuple[float, float]:
@@ -148,8 +142,9 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """The mean cross-entropy."""
-        return cross_entropy(self.probabilities, self.labels)
+        """The mean cross-entropy in nats; probabilities are clipped to 1e-7, as in Keras."""
+        label_probabilities = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return float(-np.log(np.maximum(label_probabilities, 1e-7), dtype="float64").mean())
 
     @cached_property
     def calibration_bins(self) -> list[CalibrationBin]:

@@ -197,9 +197,6 @@ def write_predictions(
     write_csv(path, rows)
 
 
-# --------------------------------------------------------------------------------- model files
-
-
 def save_model(model: keras.Model, path: Path, class_names: tuple[str, ...]) -> None:
     """Save a model and its class names; `keras.saving.load_model` loads the model.
 

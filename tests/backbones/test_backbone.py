@@ -42,12 +42,12 @@ def test_stages_and_their_last_blocks_are_as_documented(
 ):
     built = random_backbones[name]
     layers = {layer.name: layer for layer in built.network.layers}
-    assert layers[built.stages[stage]].output.shape[1:] == shape
+    assert layers[built.architecture.stages[stage]].output.shape[1:] == shape
     names = ("conv3_3x3", f"{stage}_avg")  # the last one counts
     one, two, *_, most = (
         layers.keys() & built.last_blocks(names, n) for n in (1, 2, num_blocks - 1, num_blocks)
     )
-    assert one < two < most and built.stages[stage] in one
+    assert one < two < most and built.architecture.stages[stage] in one
     with_weights = [layer for layer in one if layers[layer].weights]
     assert len(with_weights) == num_layers
     assert all(re.fullmatch(last_block, layer) for layer in with_weights)

@@ -46,7 +46,8 @@ def test_copies_equal_original_within_float32_rounding(name):
     assert not batch_norms(folded)
     assert not folded.trainable_weights
     np.testing.assert_allclose(folded(rgb), changed, rtol=1e-4, atol=1e-4)
-    assert Backbone(name, backbone.network).weights_sha256 == before  # not changed by its copies
+    unchanged = Backbone(name, backbone.architecture, backbone.network)  # by its copies
+    assert unchanged.weights_sha256 == before
 
 
 def test_convolutions_and_normalizations_may_lack_bias_and_gamma():

@@ -58,7 +58,7 @@ def test_recalibration_keeps_outputs(name, sample):
         trained=backbone.last_blocks(["conv4_avg"], 5),
         batch_norm_class=BatchNormalization,
     )
-    activations = network.get_layer(backbone.stages["conv4"]).output
+    activations = network.get_layer(backbone.architecture.stages["conv4"]).output
     model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(activations))
     images = sample.train.images[:30]
     expected = np.asarray(model(images))
