@@ -164,10 +164,10 @@ def compute_features(
 
 
 def pool(activations: keras.KerasTensor, kind: str) -> keras.KerasTensor:
-    """Average activations (N, height, width, channels) in float32: all, "avg", or on a grid, "3x3".
+    """Average activations (N, height, width, channels): all ("avg"), or in each cell of a grid.
 
-    The cells of a grid follow row by row, (N, cells · channels). They overlap if the height is not
-    a multiple of the grid size (of 14 rows, three cells take 0 to 5, 4 to 9 and 8 to 13).
+    A grid, such as "3x3", gives (N, cells · channels), row by row. Its cells overlap if the height
+    is not a multiple of the grid size (of 14 rows, three cells take 0 to 5, 4 to 9 and 8 to 13).
     """
     if kind == "avg":
         return keras.layers.GlobalAveragePooling2D(dtype="float32")(activations)
@@ -184,8 +184,8 @@ def build_feature_extractor(
     """Build the feature extractor: uint8 (N, 28, 28) → {name: float16 (N, channels)}.
 
     It contains a copy of the network with batch normalization folded, with the weights of
-    `tuned_network`, a fine-tuned copy, if that is given. The averages of all stages are included:
-    they take no time, and another run may read them from the cache.
+    `tuned_network`, a fine-tuned copy, if that is given. The averages of earlier stages are
+    included: they take no time, and another run may read them from the cache.
     """
     stages = STAGES[: 1 + max(STAGES.index(name.split("_")[0]) for name in feature_names)]
     others = [f"{stage}_avg" for stage in stages]
