@@ -225,7 +225,7 @@ def test_closed_pipe_ends_the_run_quietly(tmp_path):
         assert reader.readline().startswith("Data: ")
     assert (script.wait(), script.err) == (141, "")
     assert os.listdir(tmp_path / "output") == [".lock"]
-    check_closed(tmp_path, 1)
+    check_closed(tmp_path, 141)
 
 
 # ---------------------------------------------------------------- concurrent runs, full disks
