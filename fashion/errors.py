@@ -144,7 +144,8 @@ def exit_status(error: BaseException) -> tuple[int, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return 130, f"\n{name}: interrupted\n"
     if isinstance(error, SystemExit):  # after --help
-        return int(error.code or 0), ""
+        code = error.code
+        return code if isinstance(code, int) else int(code is not None), ""
     if isinstance(error, BrokenPipeError):
         return 141, ""
     if isinstance(error, UserError):

@@ -119,7 +119,7 @@ def keras_home() -> Path:
 
 
 def call_with_timeout(function: Callable[[], T], timeout: float | None) -> T:
-    """Return the result of a function, or raise a `TimeoutError` and leave it to its thread."""
+    """Return the result of a function or raise its exception; a `TimeoutError` if it blocks."""
     outcome: Future[T] = Future()
 
     def run() -> None:

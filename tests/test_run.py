@@ -138,6 +138,7 @@ EXIT_CODES = {
     ValueError("a bug"): 1,
     KeyboardInterrupt(): 130,
     SystemExit(143): 143,
+    SystemExit("text"): 1,
     BrokenPipeError(): 141,
     None: 0,
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.forkserver import ForkedScript
-from helpers.scripts import ROOT, SAMPLE, Result, run_python
+from helpers.scripts import ROOT, SAMPLE, Result, run_python, run_script
 from helpers.wandb_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fork_server")]
@@ -130,13 +130,9 @@ def test_faults_delay_a_run_by_at_most_40_s(since, tmp_path):
         ServedScript("cnn_basic", tmp_path / str(fault), fault=fault, since=since)
         for fault in ("dies", "hangs", 500, 401)
     ]
-    if since:
-        # W&B itself reports no error if only the model is refused, and goes on for many minutes if
-        # the server stops before the upload of a file whose URL it has given.
+    if since:  # W&B itself reports no error if only the model is refused
         model = {"fault": 403, "since": "model.keras", "only": True}
-        manifest = {"fault": "dies", "since": "manifest/0"}
         faulty.append(ServedScript("cnn_basic", tmp_path / "403", **model))
-        faulty.append(ServedScript("cnn_basic", tmp_path / "manifest", **manifest))
     run_all([healthy, *faulty])
     assert healthy.wait() == 0, healthy.err
     assert healthy.out.count("W&B: ") == 1  # the URL
@@ -153,6 +149,22 @@ def test_faults_delay_a_run_by_at_most_40_s(since, tmp_path):
         assert Result(script.directory / "output").deterministic_metrics() == expected
         if script.server.fault in ("dies", 401, 403):
             check_upload(script.directory)
+
+
+@pytest.mark.versions
+def test_process_ends_although_wandb_retries_an_upload(tmp_path):
+    """The server stops after giving the URL of a file; W&B retries for many minutes, also at exit.
+
+    A forked process would not call what W&B registers for its exit.
+    """
+    start = time.monotonic()
+    with Server("dies", "manifest/0") as server:
+        argv = ("cnn_basic.py", "--data-dir", SAMPLE, *FAST)
+        done = run_script(tmp_path, *argv, WANDB_BASE_URL=server.url, **KEY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - start < 150
+    assert len(re.findall(SAVES_COPY, done.stdout, re.MULTILINE)) == 1
+    check_upload(tmp_path)
 
 
 @pytest.mark.parametrize(
