@@ -224,6 +224,8 @@ def log_code_and_data(script_name: str, data: ImageDataset, run: wandb.Run) -> N
                 shutil.copy(ROOT / name, copy)
             run.log_code(copy, f"source-{script_name}", include_fn=lambda path: True)
     artifact = wandb.Artifact(data.slug, type="dataset", metadata=data.metadata())
-    with artifact.new_file("SHA256SUMS") as file:
-        file.writelines(f"{sha256}  {name}\n" for name, sha256 in data.sha256.items())
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "SHA256SUMS"
+        path.write_text("".join(f"{sha256}  {name}\n" for name, sha256 in data.sha256.items()))
+        artifact.add_file(str(path))  # copies it; what `new_file` writes may be gone before a sync
     run.log_artifact(artifact)
