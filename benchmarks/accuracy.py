@@ -174,6 +174,7 @@ def table_row(row: str, runs: Sequence[Result]) -> list[str]:
     """Return the cells of a row below `HEADER`."""
     times = [median_seconds(runs, first) for first in (True, False)]
     first_time, later_time = (runner.format_duration(time) if time else "–" for time in times)
+    # Runs of naive_keras.py, and stored ones of a commit that did not calibrate, have no errors.
     errors = zip(*filter(None, (run["calibration_errors"] for run in runs)), strict=True)
     details = [run[name] for name in ("precision", "weights") for run in runs if run[name]]
     return [

@@ -120,10 +120,10 @@ def run_and_exit(main: Callable[[], None]) -> NoReturn:
         finally:
             sys.stdout.flush()
     except BaseException as error:
-        code, text = exit_status(error)
-        if text is None:
+        code, known_message = exit_status(error)
+        if known_message is None:
             raise
-        message = text
+        message = known_message
         if message and sys.flags.dev_mode:
             traceback.print_exc()
     for stream, text in (sys.stdout, ""), (sys.stderr, message):

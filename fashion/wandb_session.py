@@ -187,7 +187,7 @@ def finish(run: wandb.Run, exit_code: int) -> Exception | None:
     timeout = run.settings.finish_timeout  # 0 or less: no limit
     limit = min(timeout + FINISH_MARGIN, threading.TIMEOUT_MAX) if timeout > 0 else None
     try:
-        return call_with_timeout(lambda: call(lambda run: run.finish(exit_code), run), limit)
+        return call_with_timeout(lambda: call(lambda _: run.finish(exit_code), run), limit)
     except TimeoutError:
         return TimeoutError("uploading took too long")
 

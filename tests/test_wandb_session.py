@@ -47,16 +47,10 @@ def fail(error, *_):
     raise error
 
 
-class SlowRun:
-    """A W&B run whose `finish` calls a function."""
-
-    def __init__(self, finish_timeout, function):
-        self.settings = SimpleNamespace(finish_timeout=finish_timeout)
-        self.function = function
-
-    def finish(self, exit_code):
-        self.function()
-        self.exit_code = exit_code
+def finish(function, timeout, exit_code=0):
+    """Finish a W&B run whose `finish` is a function."""
+    settings = SimpleNamespace(finish_timeout=timeout)
+    return wandb_session.finish(SimpleNamespace(settings=settings, finish=function), exit_code)
 
 
 REJECTED = r"\AW&B rejects its settings: .*--wandb disabled\Z"  # in one line
@@ -206,21 +200,21 @@ def test_call_returns_failures_of_wandb_and_raises_others(sample, tmp_path):
 
 @pytest.mark.parametrize("timeout", [0, -20, math.inf, math.nan])
 def test_finish_waits_if_the_user_sets_no_limit(timeout):
-    run = SlowRun(timeout, lambda: time.sleep(0.1))
-    assert wandb_session.finish(run, 3) is None
-    assert run.exit_code == 3
+    codes = []
+    assert finish(lambda code: time.sleep(0.1) or codes.append(code), timeout, exit_code=3) is None
+    assert codes == [3]
 
 
 def test_finish_returns_timeouts_and_failures_and_raises_others(monkeypatch):
     monkeypatch.setattr(wandb_session, "FINISH_MARGIN", 0)
     event = threading.Event()
-    error = wandb_session.finish(SlowRun(0.05, event.wait), 0)
+    error = finish(lambda _: event.wait(), 0.05)
     assert isinstance(error, TimeoutError) and str(error) == "uploading took too long"
     event.set()
     failure = ConnectionResetError("gone")
-    assert wandb_session.finish(SlowRun(15, functools.partial(fail, failure)), 0) is failure
+    assert finish(functools.partial(fail, failure), 15) is failure
     with pytest.raises(KeyError):
-        wandb_session.finish(SlowRun(15, functools.partial(fail, KeyError("bug"))), 0)
+        finish(functools.partial(fail, KeyError("bug")), 15)
 
 
 def test_hints_name_each_directory_of_a_resumed_run_in_order(tmp_path):

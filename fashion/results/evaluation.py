@@ -47,9 +47,6 @@ def predict_views(model: keras.Model, inputs: np.ndarray) -> Predictions:
     return Predictions(np.concatenate(probabilities), np.concatenate(embeddings))
 
 
-# --------------------------------------------------------------------------------- calibration
-
-
 def apply_temperature(
     probabilities: np.ndarray | keras.KerasTensor, temperature: float
 ) -> keras.KerasTensor:
@@ -80,9 +77,6 @@ def calibrate(model: keras.Model, temperature: float) -> keras.Model:
     """Return a model whose probabilities are those of `model`, scaled by the temperature."""
     outputs = apply_temperature(model.outputs[0], temperature)
     return keras.Model(model.inputs[0], outputs, name=model.name)
-
-
-# ------------------------------------------------------------------------------------- metrics
 
 
 def wilson_interval(proportion: float, n: int) -> tuple[float, float]:
@@ -238,9 +232,6 @@ def evaluate(
         probabilities = np.asarray(apply_temperature(predictions[name].probabilities, temperature))
         evaluations[name] = Evaluation(probabilities, split.labels, data.class_names)
     return evaluations
-
-
-# -------------------------------------------------------------------------- neighbors and t-SNE
 
 
 class Neighbors(NamedTuple):
