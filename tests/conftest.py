@@ -84,9 +84,6 @@ def only_warn(monkeypatch) -> None:
     monkeypatch.setattr(errors, "warn_on_failure", WARN_ON_FAILURE)
 
 
-# ------------------------------------------------------------------------------------ scripts
-
-
 @pytest.fixture
 def run_main(tmp_path, monkeypatch) -> Callable[..., Result]:
     """`train_in_process` in a directory of the test."""
@@ -121,9 +118,6 @@ def fork_server() -> None:
         process.join()
 
 
-# --------------------------------------------------------------------------------------- data
-
-
 @pytest.fixture(scope="session")
 def sample() -> ImageDataset:
     return load_sample()
@@ -149,9 +143,6 @@ def imagenet_weights() -> str:
     if not cached.exists():
         pytest.skip("needs ImageNet weights: in Keras' cache, or a file named by $RESNET50_WEIGHTS")
     return str(cached)
-
-
-# --------------------------------------------------------------------------- networks and runs
 
 
 @pytest.fixture

@@ -71,9 +71,6 @@ def untrained(tmp_path):
     return directory
 
 
-# --------------------------------------------------------------------------- exported models
-
-
 RUN_SNIPPETS = """
 import runpy
 import sys
@@ -191,9 +188,6 @@ def test_savedmodel_is_compared_stores_each_weight_once_and_is_a_keras_layer(unt
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------- files
-
-
 def test_export_replaces_earlier_files_and_keeps_them_on_failure(
     untrained, command_line, monkeypatch
 ):
@@ -214,9 +208,6 @@ def test_export_replaces_earlier_files_and_keeps_them_on_failure(
     assert {path.name for path in untrained.iterdir()} == {
         *("model.keras", "model_savedmodel", "classes.txt")
     }
-
-
-# ------------------------------------------------------------------------ messages and checks
 
 
 def test_missing_space_is_an_error(untrained, command_line):

@@ -201,9 +201,6 @@ def test_image_folder_has_classes_and_no_idx_files(image_dir, tmp_path, load):
     assert not is_image_folder(tmp_path) and not is_image_folder(tmp_path / "absent")
 
 
-# -------------------------------------------------------------------------------------- cache
-
-
 def test_preprocessed_images_are_cached_by_checksum(image_dir, tmp_path):
     path, cache_dir = image_dir / "socks" / "0000.png", tmp_path / "cache"
     expected = preprocess_image(load_image(path))

@@ -12,8 +12,6 @@ import pytest
 from helpers.photos import draw_garment, save_image
 from PIL import Image, ImageOps
 
-# -------------------------------------------------------------------------------------- files
-
 
 def touch(directory, *names):
     for name in names:
@@ -59,8 +57,6 @@ def test_links_are_followed_and_each_directory_is_read_once(tmp_path):
     names = [path.relative_to(directory).as_posix() for path in find_image_files(directory)]
     assert names == ["a.png", "disk/b.png", "disk/more/c.png", "file.png"]
 
-
-# ------------------------------------------------------------------------------------- pixels
 
 # The preprocessed garment: 28 wide, 19 high (28 · 20 / 30 = 18.7), centered.
 EXPECTED = np.zeros((28, 28))

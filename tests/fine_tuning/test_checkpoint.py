@@ -57,9 +57,6 @@ def unfinished(started, model):
     return started
 
 
-# -------------------------------------------------------------------------- saving and loading
-
-
 def test_new_checkpoint_is_empty(load, tmp_path, capsys):
     new = load()
     assert not new.is_started and not new.epochs
@@ -126,9 +123,6 @@ def test_finished_run_is_resumed_unchanged_or_replaced(unfinished, load):
     assert not load("--resume").is_started  # must not continue the old run
 
 
-# -------------------------------------------------------------------------- options that differ
-
-
 ADVICE = "; use the same options, or another --output-dir to start over$"
 COMPARED = (
     "train_size=1000 validation_size=100 test_size=100 epochs=3 batch_size=7 learning_rate=0.5 "
@@ -191,9 +185,6 @@ def test_batch_size_may_change_only_before_the_first_epoch(started, load, model)
     assert load("--resume", "--fine-tune-batch-size", 16) == resumed
     with pytest.raises(UsageError, match=r": --fine-tune-batch-size \(16, now 128\)" + ADVICE):
         load("--resume")
-
-
-# -------------------------------------------------------------------------------------- faults
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": {}, "epochs": [{"epoch": 1}]}'])

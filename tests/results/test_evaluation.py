@@ -27,8 +27,6 @@ import cnn_basic
 
 RNG = np.random.default_rng(0)
 
-# --------------------------------------------------------------------------------- predictions
-
 
 def test_predictions_are_averaged_over_views_and_computed_in_batches(monkeypatch):
     keras.utils.set_random_seed(0)
@@ -68,9 +66,6 @@ def test_embeddings_of_a_head_are_without_dropout_and_within_float16():
     assert predictions.probabilities.dtype == np.float32
 
 
-# --------------------------------------------------------------------------------- calibration
-
-
 @pytest.mark.parametrize("true_temperature", [0.5, 1.6])
 def test_fitted_temperature_is_the_true_one(true_temperature):
     logits = RNG.normal(0, 2, (20_000, 10))
@@ -101,9 +96,6 @@ def test_calibrated_model_returns_scaled_probabilities(temperature, tmp_path):
     calibrate(model, temperature).save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     np.testing.assert_allclose(loaded.predict(logits, verbose=0), expected, rtol=1e-4, atol=1e-30)
-
-
-# ------------------------------------------------------------------------------------- metrics
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +164,6 @@ def test_most_confident_errors_are_sorted_errors(random_evaluation):
     errors.sort(key=lambda i: -e.probabilities[i].max())
     assert e.most_confident_errors(10**6).tolist() == errors
     assert e.most_confident_errors(7).tolist() == errors[:7]
-
-
-# -------------------------------------------------------------------------- neighbors and t-SNE
 
 
 @pytest.mark.parametrize("num_others", [3, 3000])

@@ -69,9 +69,6 @@ def test_plot_reliability_shows_calibration_and_coverage(evaluations):
     assert sum(bar.get_height() for bar in histogram.patches) == 400
 
 
-# --------------------------------------------------------------------------------------- t-SNE
-
-
 def test_plot_tsne_shows_each_test_image_in_the_color_of_its_class(evaluations):
     test = evaluations["test"]
     points = tsne(test.probabilities)
@@ -116,9 +113,6 @@ def test_many_classes_with_long_names_some_without_images(num_classes):
     assert not matrix.axes[0].texts  # no numbers
     legend = [text.get_text().strip() for text in points.legends[0].get_texts()]
     assert legend == ["correct", "wrong", *(shown if num_classes == 40 else ())]
-
-
-# ---------------------------------------------------------------------------------- thumbnails
 
 
 def mistake_title(test, sample, i):
@@ -171,9 +165,6 @@ def test_all_figures_without_errors(sample, model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= set(FIGURES)
     (axes,) = figures.plot_mistakes(evaluations=evaluations, data=sample).axes
     assert "The 0 most confident of 0 errors" in axes.get_title()
-
-
-# --------------------------------------------------------------------------------------- style
 
 
 def render_names(*names):

@@ -50,8 +50,6 @@ PARTS = {  # of the metadata, by their heading
     "Versions and hardware": "versions",
 }
 
-# ------------------------------------------------------------------------------------ commands
-
 
 def with_paths(command):
     """Split a command at spaces, and replace the names of paths by paths."""
@@ -82,9 +80,6 @@ def test_training_command_contains_only_what_differs_from_the_recipe():
     assert training_command(options) == f"python resnet50_fashion.py {defaults}"
 
 
-# ------------------------------------------------------------------------------- private paths
-
-
 def test_public_config_hides_private_paths_only():
     argv = with_paths(COMMANDS[resnet50_fashion])
     options = parse_options(resnet50_fashion, *argv, *LOCAL_ARGV)
@@ -112,9 +107,6 @@ def test_public_source_hides_private_paths(data_dir, source, expected, monkeypat
     monkeypatch.setenv("KERAS_HOME", "/scratch/jane/keras")
     argv = ("--data-dir", data_dir) if data_dir else ()
     assert public_source(source, parse_options(cnn_basic, *argv)) == expected
-
-
-# ---------------------------------------------------------------------------------------- page
 
 
 class ParsedPage:
